@@ -17,7 +17,7 @@ comma := ,
 RUN_STAMP := $(VENV)/.installed-run
 DEV_STAMP := $(VENV)/.installed-dev
 BENCH_STAMP := $(BENCH)/.installed-bench
-stale_if_moved = $(if $(filter-out $(CURDIR),$(shell cat $(1) 2>/dev/null)),FORCE)
+stale_if_moved = $(shell test ! -e $(1) || test "$$(cat $(1))" = "$$(pwd -P)" || echo FORCE)
 
 # $(call install,environment,its python,requirements file,what the user reads)
 # The stamp is dated when the install began, so that a file edited meanwhile counts as changed, and it
@@ -25,24 +25,24 @@ stale_if_moved = $(if $(filter-out $(CURDIR),$(shell cat $(1) 2>/dev/null)),FORC
 define install
 $(call ensure_venv,$(1),$(2))
 @rm -f $@
-@echo '$(CURDIR)' > $@.part
+@pwd -P > $@.part
 @echo 'Installing $(3) into $(1) ($(4)) ...'
 @$(2) $(PIP_INSTALL) -r $(3)
 @mv $@.part $@
 endef
 
+# Errors are one sentence; the check itself runs on any Python, however old.
 define ensure_venv
-@test -x $(2) || { $(call check_python,$(PYTHON)) && $(PYTHON) -m venv $(1); }
-@$(call check_python,$(2))
+@test -x $(2) || command -v $(PYTHON) >/dev/null || { \
+	echo "error: there is no '$(PYTHON)'; name a Python 3.11, 3.12 or 3.13: make PYTHON=python3.12 ..." >&2; exit 1; }
+@test -x $(2) || { $(call check_python,$(PYTHON),name another: make PYTHON=python3.12 ...) && $(PYTHON) -m venv $(1); }
+@$(call check_python,$(2),remove it with: make clean)
 @$(2) -m pip --version >/dev/null 2>&1 || $(2) -m ensurepip --upgrade >/dev/null
 endef
 
-# Runs even on Python 2, to tell its owner.
-check_python = \
-	{ command -v $(1) >/dev/null || { \
-		echo "error: there is no '$(1)'; name a Python 3.11, 3.12 or 3.13, as in: make PYTHON=python3.12 run" >&2; \
-		exit 1; }; } && \
-	$(1) -c "import sys; v = sys.version_info[:2]; (3, 11) <= v <= (3, 13) or sys.exit('error: Python 3.11, 3.12 or 3.13 is needed, but $(1) is Python %d.%d; name another (after removing an old $(VENV)), as in: make PYTHON=python3.12 run' % v)"
+# $(call check_python,python,remedy)
+check_python = $(1) -c "import sys; v = sys.version_info[:2]; (3, 11) <= v <= (3, 13) or \
+	sys.exit('error: Python 3.11, 3.12 or 3.13 is needed, but $(1) is Python %d.%d; $(2)' % v)"
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
