@@ -5,10 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from common.diff import difference, read_source
 from common.errors import UserError
+
+import pytest
 
 OLD = '''"""DQN: the original."""
 
@@ -127,6 +127,15 @@ def test_a_change_between_functions_is_at_the_top_level(tmp_path: Path) -> None:
     old.write_text("import os\n")
     new.write_text("import os\nimport sys\n\n\n@cached\ndef f():\n    pass\n")
     assert "@@ top level, f @@" in difference(read_source(new), read_source(old))
+
+
+def test_decorators_belong_to_their_function_and_blank_lines_to_nothing(tmp_path: Path) -> None:
+    old, new = tmp_path / "old.py", tmp_path / "new.py"
+    old.write_text("import os\n")
+    new.write_text("import os\n\n\n@cached\ndef f():\n    pass\n")
+    assert "@@ f @@" in difference(read_source(new), read_source(old))
+    new.write_text("import os\n\n\n")
+    assert "@@ blank lines @@" in difference(read_source(new), read_source(old))
 
 
 def test_module_docstrings_are_compared_on_request_only(files: tuple[Path, Path]) -> None:

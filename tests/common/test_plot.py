@@ -7,12 +7,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from common import plot, plots
+from common.errors import UserError
+
 import matplotlib
 import numpy as np
 import pytest
-
-from common import plot, plots
-from common.errors import UserError
 
 RETURN = "charts/episode_return"
 ROOT = Path(plots.__file__).parents[1]
@@ -183,7 +183,12 @@ def test_only_what_the_run_has_is_drawn(tmp_path: Path) -> None:
 def test_a_run_in_which_no_episode_ended_is_drawn_all_the_same(tmp_path: Path, rows: int) -> None:
     steps = np.arange(float(rows))
     run_dir = make_run(tmp_path / "run", {"step": steps, RETURN: np.full(rows, np.nan)})
-    assert not shows(plots.learning_curve(run_dir), plots.PALETTE[0])
+    path = plots.learning_curve(run_dir)
+    assert not shows(path, plots.PALETTE[0])
+    # In the middle stands why: "no episode ended".
+    grey = pixels(path, plots.GREY)
+    height, width = grey.shape
+    assert grey[int(0.4 * height) : int(0.6 * height), width // 3 : 2 * width // 3].any()
 
 
 def test_a_single_point_is_a_curve(tmp_path: Path) -> None:
@@ -292,6 +297,18 @@ def test_plot_draws_a_curve_and_a_band_per_group(tmp_path: Path) -> None:
     assert "dqn: 1 run\n" in result.stdout
     assert shows(tmp_path / "one.png", plots.PALETTE[0])
     assert not shows(tmp_path / "one.png", matplotlib.colors.to_hex(band), count=2000)
+
+
+def test_a_smoothed_single_run_keeps_its_raw_points(tmp_path: Path) -> None:
+    steps = np.arange(1.0, 41.0)
+    make_run(tmp_path / "run", {"step": steps, RETURN: (-1.0) ** steps})
+    out = plots.compare({"dqn": [tmp_path / "run"]}, RETURN, tmp_path / "x.png", window=2)
+    # Points at -1 and 1 hold the flat curve at 0 in the middle; without them it lies at the bottom.
+    rgb = picture(out)[..., :3]
+    colored = rgb.max(axis=-1) - rgb.min(axis=-1) > 0.1
+    height = len(colored)
+    assert int(colored[height // 3 : 2 * height // 3].sum(axis=1).max()) >= 400
+    assert int(colored[3 * height // 4 :].sum()) >= 40
 
 
 def test_plot_draws_other_metrics_smoothed_and_as_svg(tmp_path: Path) -> None:
