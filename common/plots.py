@@ -13,6 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from common.errors import UserError
+from common.metrics import read_metrics
+
 import matplotlib
 import numpy as np
 from cycler import cycler
@@ -20,9 +23,6 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
-
-from common.errors import UserError
-from common.metrics import read_metrics
 
 # Okabe and Ito's palette (2008), distinct for every common kind of colour blindness; its yellow
 # is left out because it vanishes on white.

@@ -5,10 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from common import catalog
 from common.errors import UserError
+
+import pytest
 
 COMMON = Path(catalog.__file__).parent
 
