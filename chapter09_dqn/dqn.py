@@ -1,0 +1,213 @@
+r"""Deep Q-network (DQN): Q-learning with a neural network, a replay buffer and a target network.
+
+Book: chapter 9, Deep Q Network and Its Variants, "Understanding DQN" and "Playing Atari games"
+
+Idea
+----
+A table cannot hold Q(s, a) for every state, so a network Q_θ estimates it. Two things keep the
+estimate from running away. Transitions go to a replay buffer and are drawn from it at random, so
+that a batch is not one correlated stretch of one episode. And the target y is computed with a
+copy Q_θ' of the network that stands still and is brought up to date only now and then.
+
+Equations
+---------
+    a = argmax_a Q_θ(s, a) with probability 1 - ε, else any action                        (1)
+    y = r + γ (1 - terminated) max_a' Q_θ'(s', a')                                        (2)
+    L(θ) = mean over the batch of (y - Q_θ(s, a))²                                        (3)
+    θ' <- θ every C steps                                                                 (4)
+
+Differs from the book
+---------------------
+1. Several environments step together; one network call chooses all actions.
+2. `--gradient-steps` updates follow each other after every `--train-frequency` steps: for small
+   networks many updates in one call cost a fraction of as many calls.
+3. A time limit (`truncated`) does not end the MDP: only `terminated` stops the bootstrap in (2).
+
+How to run
+----------
+    python chapter09_dqn/dqn.py
+    python chapter09_dqn/dqn.py --env-id ALE/Pong-v5 --total-timesteps 1_000_000 \
+        --learning-rate 1e-4 --batch-size 32 --buffer-size 1_000_000 --learning-starts 20_000 \
+        --train-frequency 8 --gradient-steps 2 --target-frequency 8_000
+
+Expected
+--------
+Measured: pending
+
+Paper
+-----
+Mnih et al., "Human-level control through deep reinforcement learning", Nature 518, 2015.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from common.acting import forward
+from common.checkpoint import restore_latest
+from common.cli import command, parse
+from common.compiled import compiled, use_threads
+from common.config import RunConfig
+from common.environments import make_envs, successor
+from common.errors import UserError
+from common.evaluation import report
+from common.networks import body, copy_weights, is_image
+from common.policies import require_discrete
+from common.replay import Batch, make_replay
+from common.run import Policy, Result, Run
+from common.schedules import linear_schedule
+
+import gymnasium as gym
+import keras
+import numpy as np
+import tensorflow as tf
+
+TARGETS = {"CartPole-v1": 475.0}  # mean return over 100 episodes that counts as solved
+
+
+@dataclass(frozen=True)
+class Config(RunConfig):
+    """Hyperparameters; the defaults are for CartPole-v1."""
+
+    env_id: str = "CartPole-v1"  # Gymnasium id, ALE/Game-v5 or module:Id-v0; discrete actions
+    seed: int = 0  # of everything random
+    total_timesteps: int = 50_000  # environment steps, all environments together
+    num_envs: int = 8  # environments that step side by side
+    learning_rate: float = 2.3e-3  # α, step size of Adam
+    gamma: float = 0.99  # γ, discount factor
+    hidden_sizes: tuple[int, ...] = (120, 84)  # units of the dense layers (images: Nature CNN)
+    buffer_size: int = 100_000  # transitions in the replay buffer
+    batch_size: int = 64  # B, transitions per gradient step
+    learning_starts: int = 1_000  # steps before the first gradient step
+    train_frequency: int = 256  # steps between trainings
+    gradient_steps: int = 128  # gradient steps per training
+    target_frequency: int = 256  # C, steps between copies θ' <- θ
+    start_epsilon: float = 1.0  # ε at the first step
+    end_epsilon: float = 0.04  # ε at the end of exploration
+    exploration_fraction: float = 0.16  # part of the run over which ε falls
+    max_grad_norm: float = 10.0  # longest gradient, over all weights together
+
+
+def build_q_network(
+    observation_space: gym.Space, num_actions: int, hidden_sizes: tuple[int, ...]
+) -> keras.Model:
+    """Q_θ: observations [B, ...] -> one value per action [B, A]."""
+    inputs, features = body(observation_space, hidden_sizes)
+    return keras.Model(inputs, keras.layers.Dense(num_actions)(features))
+
+
+def epsilon_greedy(q_values: np.ndarray, epsilon: float, rng: np.random.Generator) -> np.ndarray:
+    """(1): the greedy action, or any action with probability ε; [N, A] -> [N]."""
+    num_envs, num_actions = q_values.shape
+    greedy = q_values.argmax(axis=1)  # [N]
+    random = rng.integers(0, num_actions, num_envs)  # [N]
+    return np.where(rng.random(num_envs) < epsilon, random, greedy)
+
+
+def build_train_step(
+    q_network: keras.Model,
+    target_network: keras.Model,
+    optimizer: keras.optimizers.Optimizer,
+    gamma: float,
+) -> Callable[[Batch], dict[str, tf.Tensor]]:
+    """One gradient step on a batch; returns metrics."""
+    variables = q_network.trainable_variables
+
+    def train_step(batch: Batch) -> dict[str, tf.Tensor]:
+        next_q = tf.reduce_max(target_network(batch.next_state), axis=1)  # [B]
+        td_target = batch.reward + gamma * (1.0 - batch.terminated) * next_q  # [B] (2)
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch([variable.value for variable in variables])
+            q_value = tf.gather(q_network(batch.state), batch.action, batch_dims=1)  # [B]
+            td_error = td_target - q_value  # [B]
+            loss = tf.reduce_mean(td_error**2)  # (3)
+        gradients = tape.gradient(loss, [variable.value for variable in variables])
+        optimizer.apply(gradients, variables)
+        return {"train/loss": loss, "train/q_value": tf.reduce_mean(q_value)}
+
+    return train_step
+
+
+def greedy_policy(q_values: Callable[[np.ndarray], np.ndarray]) -> Policy:
+    """π(s) = argmax_a Q_θ(s, a)."""
+    return lambda state: q_values(state).argmax(axis=1)
+
+
+def train(config: Config) -> Result:
+    """Trains an agent; see `Config` for everything that can be set."""
+    envs = make_envs(config.env_id, config.num_envs)
+    num_actions = require_discrete(envs.single_action_space, config.env_id, "ppo_clip.py")
+    check(config)
+    run = Run(config, __file__, envs)
+    images = is_image(envs.single_observation_space)
+    use_threads(2, 2) if images else use_threads(2, 1)  # measured, see benchmarks/README.md
+    keras.utils.set_random_seed(config.seed)
+
+    q_network = build_q_network(envs.single_observation_space, num_actions, config.hidden_sizes)
+    target_network = keras.models.clone_model(q_network)
+    copy_weights(q_network, target_network)
+    optimizer = keras.optimizers.Adam(config.learning_rate, global_clipnorm=config.max_grad_norm)
+    optimizer.build(q_network.trainable_variables)
+    replay = make_replay(envs, config.buffer_size, seed=config.seed)
+    rng = np.random.default_rng([config.seed, 1])
+    run.track(q_network=q_network, target_network=target_network, optimizer=optimizer)
+    run.track(replay=replay, rng=rng)
+
+    q_values = forward(q_network)  # Q_θ for acting
+    train_step = build_train_step(q_network, target_network, optimizer, config.gamma)
+    train_steps = compiled(train_step, loop=True, xla=not images, refreshes=q_values)
+    epsilon = linear_schedule(
+        config.start_epsilon,
+        config.end_epsilon,
+        config.exploration_fraction * config.total_timesteps,
+    )
+
+    state, _ = envs.reset(seed=run.reset_seed)
+    for step in run.steps(config.total_timesteps, config.num_envs):
+        action = epsilon_greedy(q_values(state), epsilon(step), rng)  # (1)
+        next_state, reward, terminated, truncated, info = envs.step(action)
+        clipped = np.sign(reward) if envs.is_atari else reward  # Atari scores differ by game
+        replay.add(state, action, clipped, successor(next_state, info), terminated, truncated)
+        state = next_state
+
+        if step >= config.learning_starts and run.every(config.train_frequency):
+            batches = replay.sample(config.gradient_steps, config.batch_size)  # [K, B, ...]
+            run.log(train_steps(batches))
+            run.log({"train/epsilon": epsilon(step)})
+        if run.every(config.target_frequency):
+            copy_weights(q_network, target_network)  # (4)
+    return run.finish(greedy_policy(q_values))
+
+
+def check(config: Config) -> None:
+    """Rejects hyperparameters that do not fit together."""
+    if config.batch_size > config.buffer_size:
+        raise UserError(
+            f"--batch-size {config.batch_size}: larger than --buffer-size {config.buffer_size}; "
+            "make the batch smaller or the buffer larger"
+        )
+    if config.train_frequency < config.num_envs:
+        raise UserError(
+            f"--train-frequency {config.train_frequency}: less than --num-envs {config.num_envs}, "
+            "which all step before a training; raise both it and --gradient-steps"
+        )
+
+
+def load_policy(config: Config) -> Policy:
+    """The greedy policy of a finished or interrupted run, for `python -m common.play`."""
+    envs = make_envs(config.env_id, 1)
+    num_actions = require_discrete(envs.single_action_space, config.env_id, "ppo_clip.py")
+    q_network = build_q_network(envs.single_observation_space, num_actions, config.hidden_sizes)
+    restore_latest(config.resume, q_network=q_network)
+    return greedy_policy(forward(q_network))
+
+
+@command
+def main() -> None:
+    """Trains, evaluates, reports."""
+    config = parse(Config, __doc__)
+    result = train(config)
+    report(result, config, TARGETS)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Machinery that every script uses; no algorithm lives here."""

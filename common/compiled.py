@@ -1,0 +1,210 @@
+"""`compiled`: a function of NumPy arrays as one fast call into TensorFlow."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import common.quiet  # noqa: F401
+
+import numpy as np
+import tensorflow as tf
+
+
+class Twin(Protocol):
+    """A copy of a network's weights outside TensorFlow; see `common.acting`."""
+
+    weights: list[Any]  # Keras variables, in the order in which `load` wants their values
+
+    def load(self, vector: np.ndarray) -> None:
+        """Takes the weights' new values, all flattened into one vector."""
+
+
+def use_threads(intra_op: int, inter_op: int) -> None:
+    """Sets TensorFlow's thread pools; each script chooses what it measured to be fastest.
+
+    Does nothing when TensorFlow is already running, e.g. on a second `train` in one process.
+    """
+    try:
+        tf.config.threading.set_intra_op_parallelism_threads(intra_op)
+        tf.config.threading.set_inter_op_parallelism_threads(inter_op)
+    except RuntimeError:
+        pass
+
+
+def compiled(
+    function: Callable[..., Any] | None = None,
+    *,
+    xla: bool = True,
+    loop: bool = False,
+    refreshes: Twin | None = None,
+) -> Any:
+    """Compiles a function of tensors into a function of NumPy arrays.
+
+    A call into TensorFlow costs 70 to 200 us on top of its arithmetic, each array that crosses the
+    border 10 to 20 us more. So all arrays of four-byte types cross together, packed into one
+    tensor, and all results come back packed into one; only images (uint8) travel on their own.
+
+    The function is traced once for each combination of argument shapes. It must return float32
+    tensors: one, or a tuple, dictionary or NamedTuple of them.
+
+    Args:
+        function: the function; its arguments may be arrays, scalars, and nested tuples of them.
+        xla: compile with XLA. Faster for small dense networks, slower for convolutions on CPUs.
+        loop: the leading axis of every array counts repetitions: call the function once for each
+            slice, in order and all inside one call into TensorFlow, and return the mean results.
+        refreshes: what `common.acting.forward` made of the network that the function updates;
+            its copy of the weights is renewed in the same call.
+
+    Returns:
+        A function that takes NumPy arrays and Python scalars and returns NumPy arrays in the same
+        structure as the tensors that `function` returns.
+    """
+    if function is None:
+        return functools.partial(compiled, xla=xla, loop=loop, refreshes=refreshes)
+    return functools.wraps(function)(_Compiled(function, xla, loop, refreshes))
+
+
+class _Compiled:
+    """Keeps one compiled variant for each combination of argument shapes."""
+
+    def __init__(
+        self, function: Callable[..., Any], xla: bool, loop: bool, twin: Twin | None
+    ) -> None:
+        self._function, self._xla, self._loop, self._twin = function, xla, loop, twin
+        self._variants: dict[tuple, _Variant] = {}
+
+    def __call__(self, *args: Any) -> Any:
+        flat = [np.asarray(leaf) for leaf in tf.nest.flatten(args)]
+        key = tuple((leaf.shape, leaf.dtype.char) for leaf in flat)
+        variant = self._variants.get(key)
+        if variant is None:
+            variant = _Variant(self._function, args, flat, self._xla, self._loop, self._twin)
+            self._variants[key] = variant
+        return variant(flat)
+
+
+# How NumPy types travel, in four bytes each; booleans as 0.0 and 1.0. The vector that carries them
+# is declared int32: taken for floats, small integers might be flushed to zero on the way.
+_WIRE = {"f": np.float32, "i": np.int32, "u": np.int32, "b": np.float32}
+
+
+class _Variant:
+    """The function compiled for one combination of argument shapes."""
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        args: tuple,
+        flat: list[np.ndarray],
+        xla: bool,
+        loop: bool,
+        twin: Twin | None,
+    ) -> None:
+        self._twin = twin
+        # Images stay apart; everything else gets its place in one vector.
+        self._apart = [i for i, leaf in enumerate(flat) if leaf.dtype == np.uint8]
+        packed = [i for i in range(len(flat)) if i not in self._apart]
+        dtypes = {i: _WIRE[flat[i].dtype.kind] for i in packed}
+        ends = np.cumsum([0] + [flat[i].size for i in packed])
+        self._buffer = np.zeros(int(ends[-1]), np.int32)
+        self._views = []  # (argument, its place in the buffer, with the argument's type and shape)
+        for i, start, end in zip(packed, ends, ends[1:], strict=False):
+            view = self._buffer[start:end].view(dtypes[i]).reshape(flat[i].shape)
+            self._views.append((i, view))
+
+        def unpack(vector: tf.Tensor, *images: tf.Tensor) -> Any:
+            leaves: list[Any] = [None] * len(flat)
+            for i, image in zip(self._apart, images, strict=True):
+                leaves[i] = image
+            for i, start, end in zip(packed, ends, ends[1:], strict=False):
+                leaf = tf.reshape(vector[start:end], flat[i].shape)
+                leaves[i] = leaf if dtypes[i] is np.int32 else tf.bitcast(leaf, tf.float32)
+            return tf.nest.pack_sequence_as(args, leaves)
+
+        def call(vector: tf.Tensor, *images: tf.Tensor) -> tf.Tensor:
+            arguments = unpack(vector, *images)
+            if loop:
+                results = mean_over(lambda one: function(*one), arguments)
+            else:
+                results = function(*arguments)
+            self._structure = tf.nest.map_structure(lambda t: tuple(t.shape), results)
+            outputs = tf.nest.flatten(results)
+            if twin is not None:
+                outputs += [weight.value for weight in twin.weights]
+            return tf.concat([tf.reshape(output, [-1]) for output in outputs], axis=0)
+
+        signature = [tf.TensorSpec(self._buffer.shape, tf.int32)]
+        signature += [tf.TensorSpec(flat[i].shape, tf.uint8) for i in self._apart]
+        graph = tf.function(call, input_signature=signature, jit_compile=xla)
+        self._call = graph.get_concrete_function()
+        # Where each result stands in the returned vector.
+        shapes = _leaves(self._structure)
+        sizes = [int(np.prod(shape)) for shape in shapes]
+        stops = np.cumsum(sizes).tolist()
+        self._places = [(b - n, b, s) for n, b, s in zip(sizes, stops, shapes, strict=True)]
+        self._end = stops[-1] if stops else 0
+
+    def __call__(self, flat: list[np.ndarray]) -> Any:
+        for i, view in self._views:
+            view[...] = flat[i]
+        # tf.constant copies: the buffer may be refilled while results are still in use.
+        output = self._call(tf.constant(self._buffer), *[tf.constant(flat[i]) for i in self._apart])
+        output = output.numpy()
+        if self._twin is not None:
+            self._twin.load(output[self._end :])
+        leaves = [output[a:b].reshape(shape) for a, b, shape in self._places]
+        return _rebuild(self._structure, iter(leaves))
+
+
+def mean_over(function: Callable[[Any], Any], slices: Any) -> Any:
+    """Calls `function` on each slice of the leading axis, in order; for use in compiled functions.
+
+    Args:
+        function: takes one slice, returns float32 tensors in any structure.
+        slices: a tensor, or a structure of tensors, whose leading axes have the same length.
+
+    Returns:
+        The mean of what `function` returned, in the same structure.
+    """
+    repetitions = tf.nest.flatten(slices)[0].shape[0]
+
+    def once(k: Any) -> Any:
+        return function(tf.nest.map_structure(lambda leaf: leaf[k], slices))
+
+    if repetitions == 1:
+        return once(0)
+    # A while loop, not an unrolled one: compiling takes as long for 100 repetitions as for two.
+    first = once(0)
+
+    def body(k: tf.Tensor, totals: Any) -> tuple[tf.Tensor, Any]:
+        return k + 1, tf.nest.map_structure(tf.add, totals, once(k))
+
+    _, totals = tf.while_loop(
+        lambda k, _: k < repetitions, body, (tf.constant(1), first), parallel_iterations=1
+    )
+    return tf.nest.map_structure(lambda total: total / repetitions, totals)
+
+
+def _leaves(structure: Any) -> list[tuple]:
+    """Flattens a structure whose leaves are shapes, in `tf.nest` order."""
+    if isinstance(structure, dict):
+        return [leaf for key in sorted(structure) for leaf in _leaves(structure[key])]
+    if _is_shape(structure):
+        return [structure]
+    return [leaf for part in structure for leaf in _leaves(part)]
+
+
+def _rebuild(structure: Any, leaves: Any) -> Any:
+    """The inverse: puts results back where the shapes stand."""
+    if isinstance(structure, dict):
+        return {key: _rebuild(structure[key], leaves) for key in sorted(structure)}
+    if _is_shape(structure):
+        return next(leaves)
+    parts = [_rebuild(part, leaves) for part in structure]
+    return type(structure)(*parts) if hasattr(structure, "_fields") else tuple(parts)
+
+
+def _is_shape(structure: Any) -> bool:
+    return isinstance(structure, tuple) and all(isinstance(n, int) for n in structure)

@@ -1,0 +1,83 @@
+"""Flags that every script shares, and the checks that need nothing but a flag's name."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from common.errors import UserError
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Flags that every script has; a script's own `Config` adds its hyperparameters."""
+
+    run_dir: str = ""  # folder for results; empty: runs/<script>/<env>/seed<seed>-<time>
+    resume: str = ""  # run directory of an interrupted run to go on with; its flags are kept
+    eval_episodes: int = 100  # fresh greedy episodes after training
+    capture_video: bool = False  # record an episode of the trained agent to videos/
+    # steps between checkpoints, 0: a tenth of the run; each begins fresh seeded episodes in every
+    # run, interrupted or not (the cut counts as truncation), so that resuming is exact
+    checkpoint_every: int = 0
+
+
+def check_config(config: Any) -> None:
+    """Checks what can be said of a hyperparameter by its name alone, in every script.
+
+    Raises:
+        UserError: naming the flag, what was given and what would work.
+    """
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        flag = "--" + field.name.replace("_", "-")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{flag} {value}: must be a finite number")
+        rule = _RULES.get(field.name)
+        if rule is not None and not rule[0](value):
+            raise UserError(f"{flag} {value}: must be {rule[1]}")
+
+
+def _at_least_one(x: Any) -> bool:
+    return x >= 1
+
+
+def _not_negative(x: Any) -> bool:
+    return x >= 0
+
+
+def _fraction(x: Any) -> bool:
+    return 0.0 <= x <= 1.0
+
+
+def _positive(x: Any) -> bool:
+    return x > 0.0
+
+
+_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    **dict.fromkeys(
+        (
+            "total_timesteps num_envs num_episodes batch_size buffer_size train_frequency "
+            "gradient_steps target_frequency num_steps num_epochs minibatch_size eval_episodes "
+            "max_sweeps"
+        ).split(),
+        (_at_least_one, "at least 1"),
+    ),
+    **dict.fromkeys(
+        (
+            "seed checkpoint_every learning_starts entropy_coefficient value_coefficient "
+            "exploration_steps"
+        ).split(),
+        (_not_negative, "0 or more"),
+    ),
+    **dict.fromkeys(
+        "gamma gae_lambda polyak epsilon start_epsilon end_epsilon exploration_fraction".split(),
+        (_fraction, "between 0 and 1"),
+    ),
+    **dict.fromkeys(
+        "learning_rate clip_epsilon max_grad_norm theta adam_epsilon".split(),
+        (_positive, "greater than 0"),
+    ),
+}

@@ -1,0 +1,12 @@
+"""Gymnasium and Atari environments, several at a time, with every end of an episode told right."""
+
+from common.environments.vector import (
+    VectorEnvs,
+    make_env,
+    make_envs,
+    reset_seed,
+    reward_threshold,
+    successor,
+)
+
+__all__ = ["VectorEnvs", "make_env", "make_envs", "reset_seed", "reward_threshold", "successor"]

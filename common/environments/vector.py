@@ -1,0 +1,232 @@
+"""Vector environments in SAME_STEP mode: `make_envs`, the true `successor`, episode statistics."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from functools import partial
+from typing import Any
+
+from common.errors import UserError
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.spaces import Box, Discrete
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+
+
+def make_envs(env_id: str, num_envs: int, *, training: bool = True, **kwargs: Any) -> VectorEnvs:
+    """Makes `num_envs` copies of an environment that step together.
+
+    Args:
+        env_id: a registered Gymnasium id, `ALE/Game-v5`, or `module:Id-v0` (imports `module`).
+        num_envs: number of copies N.
+        training: Atari only: while training, losing a life ends an episode for the learner
+            (`terminated`) although the game goes on; evaluation plays whole games.
+        **kwargs: passed to the environment's constructor (Atari: to `AtariVectorEnv`).
+
+    Returns:
+        Environments whose `step` takes actions `[N, ...]` and returns observations `[N, ...]` (an
+        ended episode's slot already shows the first observation of the next), rewards,
+        `terminated` and `truncated`, all `[N]`, and an `info` for `successor`.
+
+    Raises:
+        UserError: unknown id, missing package, or a space no script here can handle.
+    """
+    if num_envs < 1:
+        raise UserError(f"--num-envs {num_envs}: must be at least 1")
+    spec = _spec(env_id)
+    try:
+        if spec.namespace == "ALE":
+            # True rewards here; what a learner makes of them (clipping) is the algorithm's affair.
+            # `episodic_life` would restart the game at each lost life: nobody would see level two.
+            envs = gym.make_vec(
+                spec,
+                num_envs,
+                autoreset_mode=AutoresetMode.SAME_STEP,
+                reward_clipping=False,
+                life_loss_info=training,
+                **kwargs,
+            )
+        else:
+            # The checker is for authors of environments; it costs a third of a CartPole step.
+            make = partial(gym.make, spec, disable_env_checker=True, **kwargs)
+            envs = SyncVectorEnv(
+                [make] * num_envs, autoreset_mode=AutoresetMode.SAME_STEP, copy=True
+            )
+    except gym.error.DependencyNotInstalled as error:
+        raise UserError(f"--env-id {env_id}: a package is missing: {error}") from error
+    except (TypeError, gym.error.Error, AssertionError) as error:
+        raise UserError(f"--env-id {env_id}: the environment does not start: {error}") from error
+    _check_spaces(env_id, envs.single_observation_space, envs.single_action_space)
+    return VectorEnvs(envs, env_id)
+
+
+def make_env(env_id: str, **kwargs: Any) -> gym.Env:
+    """One plain Gymnasium environment, for tabular scripts and pictures.
+
+    Raises:
+        UserError: unknown id or missing package.
+    """
+    spec = _spec(env_id)
+    try:
+        return gym.make(spec, disable_env_checker=True, **kwargs)
+    except gym.error.DependencyNotInstalled as error:
+        raise UserError(f"--env-id {env_id}: a package is missing: {error}") from error
+    except (TypeError, gym.error.Error) as error:
+        raise UserError(f"--env-id {env_id}: the environment does not start: {error}") from error
+
+
+def reward_threshold(env_id: str) -> float | None:
+    """The mean return at which the registry calls the environment solved, or None."""
+    return _spec(env_id).reward_threshold
+
+
+def reset_seed(seed: int, *parts: int) -> int:
+    """A seed for `envs.reset` from a run's seed and, say, the step at which it happens.
+
+    Gymnasium gives copy i the seed plus i. Plain seeds 0 and 1 would share all but one of their
+    copies' seeds; hashed ones do not meet.
+    """
+    return int(np.random.SeedSequence([seed, *parts]).generate_state(1)[0] >> 2)
+
+
+def successor(next_state: np.ndarray, info: dict[str, Any]) -> np.ndarray:
+    """The observations that the actions really led to, [N, ...].
+
+    Where an episode ended, `next_state` is already the first observation of the next episode and
+    the true successor stands in `info["final_obs"]`: an object array with a mask for Gymnasium's
+    own vector environments, a plain array for Atari's. This is the only place that looks at it.
+    """
+    if "final_obs" not in info:
+        return next_state
+    final = info["final_obs"]
+    if final.dtype != object:  # Atari: one array; slots of unfinished episodes repeat next_state
+        return final
+    result = next_state.copy()
+    for i in np.flatnonzero(info["_final_obs"]):
+        result[i] = final[i]
+    return result
+
+
+class VectorEnvs(gym.vector.VectorWrapper):
+    """Vector environments that keep episode statistics and can cut all episodes at a given step.
+
+    The cut makes exact resumption possible for environments that hide their state: at each
+    checkpoint every episode is truncated, in interrupted and uninterrupted runs alike, and fresh
+    ones begin from a seed that depends on nothing but the run's seed and the step.
+    """
+
+    def __init__(self, env: gym.vector.VectorEnv, env_id: str = "") -> None:
+        """Wraps a Gymnasium vector environment in SAME_STEP mode."""
+        super().__init__(env)
+        if env.metadata.get("autoreset_mode") != AutoresetMode.SAME_STEP:
+            raise ValueError("VectorEnvs needs autoreset_mode=AutoresetMode.SAME_STEP")
+        self.env_id = env_id
+        self.is_atari = hasattr(env.unwrapped, "ale")
+        # Frames per observation when the environment stacks them on the first axis, else 1.
+        self.frame_stack = _shape(self.single_observation_space)[0] if self.is_atari else 1
+        self.finished: list[tuple[float, int]] = []  # (return, length) since the last look
+        self.step_count = 0  # environment steps, all copies together
+        self.cut_every, self.seed = 0, 0
+        self._returns = np.zeros(self.num_envs)
+        self._lengths = np.zeros(self.num_envs, np.int64)
+        # Atari reports a lost life as `terminated`; the game is over when its frame count restarts.
+        self._frame_number = np.zeros(self.num_envs, np.int64)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        """Begins a new episode in every copy; returns observations [N, ...] and info."""
+        self._returns[:] = 0.0
+        self._lengths[:] = 0
+        state, info = self.env.reset(seed=seed, options=options)
+        if self.is_atari:
+            self._frame_number = info["episode_frame_number"]
+        return state, info
+
+    def step(self, actions: np.ndarray) -> Any:
+        """Steps every copy; see `make_envs` for shapes."""
+        next_state, reward, terminated, truncated, info = self.env.step(actions)
+        self.step_count += self.num_envs
+        self._returns += reward
+        self._lengths += 1
+        done = terminated | truncated
+        if self.is_atari:
+            over = info["episode_frame_number"] < self._frame_number
+            self._frame_number = info["episode_frame_number"]
+        else:
+            over = done
+        if over.any():
+            for i in np.flatnonzero(over):
+                self.finished.append((float(self._returns[i]), int(self._lengths[i])))
+            self._returns[over] = 0.0
+            self._lengths[over] = 0
+        if self.cut_every and self.step_count % self.cut_every == 0:
+            info = {"final_obs": successor(next_state, info)}
+            truncated = truncated | ~done
+            next_state, _ = self.reset(seed=reset_seed(self.seed, self.step_count))
+        return next_state, reward, terminated, truncated, info
+
+    def take_finished(self) -> list[tuple[float, int]]:
+        """(return, length) of the episodes that ended since the last call, cut ones left out."""
+        finished, self.finished = self.finished, []
+        return finished
+
+
+def _spec(env_id: str) -> gym.envs.registration.EnvSpec:
+    """The registry's entry, or a sentence with the nearest known names."""
+    module, _, name = env_id.rpartition(":")
+    if module:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise UserError(
+                f"--env-id {env_id}: cannot import module '{module}' ({error}); "
+                "run from the folder that holds it or put it on PYTHONPATH"
+            ) from error
+    if name.startswith("ALE/") or "ALE/" not in "".join(gym.registry):
+        _register_atari()
+    try:
+        return gym.spec(name)
+    except gym.error.Error as error:
+        near = difflib.get_close_matches(name, gym.registry, n=3, cutoff=0.5)
+        # A wrong version of a right name is the commonest slip: offer the newest first.
+        base = name.rpartition("-v")[0] or name
+        near = sorted((k for k in gym.registry if k.rpartition("-v")[0] == base), reverse=True) + [
+            name for name in near if name.rpartition("-v")[0] != base
+        ]
+        hint = (
+            f"did you mean {' or '.join(near[:3])}?"
+            if near
+            else "gymnasium.pprint_registry() lists all"
+        )
+        raise UserError(f"--env-id {env_id}: no such environment; {hint}") from error
+
+
+def _register_atari() -> None:
+    try:
+        import ale_py
+    except ImportError as error:
+        raise UserError("Atari games need a package: pip install ale-py") from error
+    ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
+    gym.register_envs(ale_py)
+
+
+def _shape(space: gym.Space) -> tuple[int, ...]:
+    assert space.shape is not None
+    return space.shape
+
+
+def _check_spaces(env_id: str, observation: gym.Space, action: gym.Space) -> None:
+    if not isinstance(observation, Box | Discrete) or (
+        isinstance(observation, Box) and len(observation.shape) not in (1, 3)
+    ):
+        raise UserError(
+            f"--env-id {env_id}: observations are {observation}; "
+            "scripts here take Box vectors, Box images (uint8) and Discrete observations"
+        )
+    if not isinstance(action, Box | Discrete) or (
+        isinstance(action, Box) and len(action.shape) != 1
+    ):
+        raise UserError(
+            f"--env-id {env_id}: actions are {action}; scripts here take Discrete and Box vectors"
+        )

@@ -1,0 +1,159 @@
+"""Evaluation on fresh environments, and the report that ends a script."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from common import plots, video
+from common.config import RunConfig
+from common.environments import make_envs, reset_seed, reward_threshold
+from common.errors import UserError
+from common.run import Policy, Result
+
+import numpy as np
+
+MAX_ENVS = 25  # copies that are evaluated side by side
+STREAM = 10**6  # keeps evaluation's seeds apart from those of training episodes
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The contents of `evaluation.json`."""
+
+    env_id: str
+    seed: int
+    episodes: int
+    mean_return: float
+    std_return: float  # over episodes
+    returns: list[float]
+    total_timesteps: int
+    train_seconds: float
+    steps_per_second: float
+    target: float | None
+    solved: bool | None  # None where no target is known
+
+
+def episode_returns(
+    policy: Policy,
+    env_id: str,
+    episodes: int,
+    seed: int,
+    env_kwargs: Mapping[str, Any] | None = None,
+) -> list[float]:
+    """Plays whole episodes in fresh environments, with true (unclipped) rewards.
+
+    Every copy of the environment plays the same number of episodes (one more or less), so that
+    short episodes are not counted more often than long ones.
+
+    Args:
+        policy: observations [N, ...] -> actions [N, ...].
+        env_id: as in `make_envs`.
+        episodes: how many.
+        seed: the run's seed; episodes differ from all training episodes of any seed.
+        env_kwargs: arguments of the environment's constructor.
+
+    Returns:
+        Undiscounted returns of the episodes, in a fixed order.
+    """
+    if episodes < 1:
+        raise UserError(f"--eval-episodes {episodes}: must be at least 1")
+    num_envs = min(episodes, MAX_ENVS)
+    quota = [episodes // num_envs + (i < episodes % num_envs) for i in range(num_envs)]
+    envs = make_envs(env_id, num_envs, training=False, **(env_kwargs or {}))
+    state, _ = envs.reset(seed=reset_seed(seed, STREAM))
+    returns: list[list[float]] = [[] for _ in range(num_envs)]
+    running = np.zeros(num_envs)
+    while any(len(r) < q for r, q in zip(returns, quota, strict=True)):
+        state, reward, terminated, truncated, _ = envs.step(policy(state))
+        running += reward
+        for i in np.flatnonzero(terminated | truncated):
+            if len(returns[i]) < quota[i]:
+                returns[i].append(float(running[i]))
+            running[i] = 0.0
+    envs.close()
+    return [value for one in returns for value in one]
+
+
+def report(
+    result: Result,
+    config: RunConfig,
+    targets: Mapping[str, float] | None = None,
+    env_kwargs: Mapping[str, Any] | None = None,
+) -> Evaluation:
+    """Evaluates the trained policy, writes `evaluation.json` and pictures, prints the verdict.
+
+    Args:
+        result: what `train` returned.
+        config: the script's flags; `env_id`, `seed` and `eval_episodes` are used.
+        targets: mean return that counts as solved, by environment; for others the registry's
+            threshold is taken, if it has one.
+        env_kwargs: arguments of the environment's constructor.
+    """
+    env_id, seed = config.env_id, config.seed  # type: ignore[attr-defined]
+    returns = episode_returns(result.policy, env_id, config.eval_episodes, seed, env_kwargs)
+    target = (targets or {}).get(env_id, reward_threshold(env_id))
+    mean, std = float(np.mean(returns)), float(np.std(returns))
+    evaluation = Evaluation(
+        env_id=env_id,
+        seed=seed,
+        episodes=len(returns),
+        mean_return=mean,
+        std_return=std,
+        returns=returns,
+        total_timesteps=result.total_timesteps,
+        train_seconds=round(result.train_seconds, 3),
+        steps_per_second=round(result.total_timesteps / max(result.train_seconds, 1e-9), 1),
+        target=target,
+        solved=None if target is None else mean >= target,
+    )
+    write_json(result.run_dir / "evaluation.json", asdict(evaluation) | result.facts)
+    picture = plots.learning_curve(result.run_dir, target)
+    rows = {
+        "environment": env_id,
+        "steps": f"{evaluation.total_timesteps:,}",
+        "training time": f"{evaluation.train_seconds:.1f} s",
+        "speed": f"{evaluation.steps_per_second:,.0f} steps/s",
+        **{name: f"{value:.10g}" for name, value in result.facts.items() if value is not None},
+        "learning curve": str(picture),
+        "run directory": str(result.run_dir),
+    }
+    if config.capture_video:
+        path = result.run_dir / "videos" / f"{env_id.replace('/', '-').replace(':', '-')}.mp4"
+        film = video.record(result.policy, env_id, reset_seed(seed, STREAM), path, env_kwargs)
+        rows["video"] = str(film)
+    print()
+    for name, value in rows.items():
+        print(f"  {name:<18}{value}")
+    print(verdict(evaluation))
+    return evaluation
+
+
+def verdict(evaluation: Evaluation) -> str:
+    """The one line a reader looks for."""
+    word = {True: "solved", False: "not solved", None: "finished"}[evaluation.solved]
+    goal = "" if evaluation.target is None else f" (target {evaluation.target:g})"
+    return (
+        f"{word}: mean return {evaluation.mean_return:.1f} +- {evaluation.std_return:.1f} "
+        f"over {evaluation.episodes} episodes{goal}"
+    )
+
+
+def write_json(path: Path, contents: dict) -> None:
+    """Writes JSON atomically.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    temporary = path.with_suffix(".tmp")
+    try:
+        temporary.write_text(json.dumps(contents, indent=2) + "\n")
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(
+            f"cannot write {path}: {error.strerror}; make room and use --resume {path.parent}"
+        ) from error

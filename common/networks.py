@@ -1,0 +1,123 @@
+"""Network bodies for every kind of observation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import common.quiet  # noqa: F401
+from common.errors import UserError
+
+import gymnasium as gym
+import keras
+import numpy as np
+
+Initializer = Callable[[], keras.Initializer]
+
+
+def mlp(
+    inputs: keras.KerasTensor,
+    hidden_sizes: Sequence[int],
+    activation: str = "relu",
+    initializer: Initializer = keras.initializers.GlorotUniform,
+) -> keras.KerasTensor:
+    """A stack of dense layers.
+
+    Args:
+        inputs: features, [B, D].
+        hidden_sizes: units of each layer.
+        activation: Keras name, applied after every layer.
+        initializer: makes a new kernel initializer for each layer.
+
+    Returns:
+        Features, [B, hidden_sizes[-1]].
+    """
+    features = inputs
+    for units in hidden_sizes:
+        layer = keras.layers.Dense(units, activation, kernel_initializer=initializer())
+        features = layer(features)
+    return features
+
+
+def nature_cnn(
+    inputs: keras.KerasTensor, initializer: Initializer = keras.initializers.HeUniform
+) -> keras.KerasTensor:
+    """The convolutional body of Mnih et al. (Nature, 2015): three convolutions and 512 units.
+
+    Args:
+        inputs: images with channels last and values in [0, 1], [B, H, W, C]; H and W at least 36.
+        initializer: makes a new kernel initializer for each layer.
+
+    Returns:
+        Features, [B, 512].
+    """
+    features = inputs
+    for filters, size, stride in ((32, 8, 4), (64, 4, 2), (64, 3, 1)):
+        layer = keras.layers.Conv2D(
+            filters, size, stride, activation="relu", kernel_initializer=initializer()
+        )
+        features = layer(features)
+    features = keras.layers.Flatten()(features)
+    return keras.layers.Dense(512, "relu", kernel_initializer=initializer())(features)
+
+
+def body(
+    observation_space: gym.Space,
+    hidden_sizes: Sequence[int],
+    activation: str = "relu",
+    initializer: Initializer = keras.initializers.GlorotUniform,
+) -> tuple[keras.KerasTensor, keras.KerasTensor]:
+    """Input and features for an observation space: images get `nature_cnn`, all else `mlp`.
+
+    Args:
+        observation_space: Box vector, Box image (uint8, channels first or last) or Discrete.
+        hidden_sizes: units of the dense layers; images ignore it.
+        activation: of the dense layers.
+        initializer: makes a new kernel initializer for each layer.
+
+    Returns:
+        The Keras input, [B, ...] as the environment delivers observations (Discrete: [B]), and the
+        features, [B, D]. Images are scaled to [0, 1], Discrete observations become one-hot.
+
+    Raises:
+        UserError: the observation space is of another kind.
+    """
+    if isinstance(observation_space, gym.spaces.Discrete):
+        inputs = keras.Input((), dtype="int32")
+        shifted = inputs - int(observation_space.start)
+        return inputs, mlp(
+            keras.ops.one_hot(shifted, int(observation_space.n)),
+            hidden_sizes,
+            activation,
+            initializer,
+        )
+    if is_image(observation_space):
+        assert observation_space.shape is not None
+        inputs = keras.Input(observation_space.shape, dtype="uint8")
+        images = inputs
+        if observation_space.shape[0] < observation_space.shape[-1]:  # channels (or frames) first
+            images = keras.layers.Permute((2, 3, 1))(images)
+        scaled = keras.layers.Rescaling(1.0 / 255.0)(images)
+        return inputs, nature_cnn(scaled, initializer)
+    if isinstance(observation_space, gym.spaces.Box) and len(observation_space.shape) == 1:
+        inputs = keras.Input(observation_space.shape)
+        return inputs, mlp(inputs, hidden_sizes, activation, initializer)
+    raise UserError(
+        f"--env-id: observations are {observation_space}; networks here take Box vectors, "
+        "Box images (uint8, at least 36 x 36) and Discrete observations"
+    )
+
+
+def is_image(observation_space: gym.Space) -> bool:
+    """Whether observations are uint8 images that `nature_cnn` can take."""
+    return (
+        isinstance(observation_space, gym.spaces.Box)
+        and observation_space.dtype == np.uint8
+        and len(observation_space.shape) == 3
+        and sorted(observation_space.shape)[1] >= 36
+    )
+
+
+def copy_weights(source: keras.Model, target: keras.Model) -> None:
+    """θ' <- θ: makes `target`'s weights equal to `source`'s."""
+    for theta, theta_target in zip(source.variables, target.variables, strict=True):
+        theta_target.assign(theta)

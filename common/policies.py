@@ -1,0 +1,86 @@
+"""Probability distributions over actions, for Discrete and Box action spaces."""
+
+from __future__ import annotations
+
+import common.quiet  # noqa: F401
+from common.errors import UserError
+
+import gymnasium as gym
+import numpy as np
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+tfb, tfd = tfp.bijectors, tfp.distributions
+
+
+def categorical(logits: tf.Tensor) -> tfp.distributions.Distribution:
+    """π(a|s) for Discrete actions 0 ... A-1.
+
+    Args:
+        logits: [B, A].
+    """
+    return tfd.Categorical(logits=logits)
+
+
+def diagonal_gaussian(mean: tf.Tensor, log_std: tf.Tensor) -> tfp.distributions.Distribution:
+    """π(a|s) for Box actions without bounds; `log_prob` sums over the action's components.
+
+    Args:
+        mean: [B, A].
+        log_std: [A] or [B, A], logarithm of the standard deviation.
+    """
+    return tfd.MultivariateNormalDiag(loc=mean, scale_diag=tf.exp(log_std) * tf.ones_like(mean))
+
+
+def squashed_gaussian(
+    mean: tf.Tensor, log_std: tf.Tensor, low: np.ndarray, high: np.ndarray
+) -> tfp.distributions.Distribution:
+    """π(a|s) for Box actions in [low, high]: a = low + (high - low) (tanh(u) + 1) / 2, u Gaussian.
+
+    The density is corrected for the squashing in its stable form, log(1 - tanh²u) =
+    2 (log 2 - u - softplus(-2u)), and for the scale of the bounds, which need not be symmetric.
+
+    Args:
+        mean: of u, [B, A].
+        log_std: of u, [A] or [B, A].
+        low: lower bounds, [A], finite.
+        high: upper bounds, [A], finite.
+    """
+    low, high = np.asarray(low, np.float32), np.asarray(high, np.float32)
+    scale, shift = (high - low) / 2, (high + low) / 2
+    squash = tfb.Chain([tfb.Shift(shift), tfb.Scale(scale), tfb.Tanh()])
+    return tfd.TransformedDistribution(diagonal_gaussian(mean, log_std), squash)
+
+
+def rescale_action(action: np.ndarray, space: gym.spaces.Box) -> np.ndarray:
+    """Clips an action to [-1, 1] and maps it to the bounds; unbounded components pass unchanged.
+
+    Args:
+        action: [..., A], 0 means the middle of the range.
+        space: the environment's action space.
+    """
+    finite = np.isfinite(space.low) & np.isfinite(space.high)
+    low, high = np.where(finite, space.low, -1.0), np.where(finite, space.high, 1.0)
+    bounded = low + (high - low) * (np.clip(action, -1.0, 1.0) + 1.0) / 2.0
+    return np.where(finite, bounded, action).astype(space.dtype)
+
+
+def require_discrete(space: gym.Space, env_id: str, instead: str) -> int:
+    """The number of actions of a Discrete space.
+
+    Args:
+        space: the environment's action space.
+        env_id: for the error message.
+        instead: scripts that take Box actions, e.g. "ppo_clip.py".
+
+    Raises:
+        UserError: the space is not Discrete, or does not start at 0.
+    """
+    if not isinstance(space, gym.spaces.Discrete):
+        raise UserError(
+            f"--env-id {env_id}: actions are continuous ({space}), this script needs discrete "
+            f"ones; use {instead}"
+        )
+    if space.start != 0:
+        raise UserError(f"--env-id {env_id}: actions start at {space.start}; they must start at 0")
+    return int(space.n)

@@ -1,0 +1,371 @@
+"""A training run: its directory, its steps, its metrics, its checkpoints."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from common import checkpoint
+from common.config import RunConfig, check_config
+from common.environments import VectorEnvs, reset_seed
+from common.errors import UserError
+from common.metrics import MetricsWriter
+from common.progress import Progress
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+LOG_POINTS = 200  # rows of metrics.csv per run
+MIN_CHECKPOINT_EVERY = 10_000  # steps; a cut costs nothing when episodes are shorter than that
+
+Policy = Callable[[np.ndarray], np.ndarray]
+C = TypeVar("C", bound=RunConfig)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What `train` returns."""
+
+    policy: Policy  # observations [N, ...] -> greedy actions [N, ...]
+    run_dir: Path
+    total_timesteps: int  # environment steps taken
+    train_seconds: float
+    facts: dict[str, float | None] = field(default_factory=dict)  # more for `evaluation.json`
+
+
+class Run:
+    """One training run.
+
+    In a script:
+
+        run = Run(config, __file__, envs)
+        run.track(q_network=q_network, optimizer=optimizer, replay=replay, rng=rng)
+        state, _ = envs.reset(seed=run.reset_seed)
+        for step in run.steps(config.total_timesteps, envs.num_envs):
+            ...
+            run.log(metrics)
+        return run.finish(policy)
+
+    Checkpoints are written between two passes of the loop. At each of them the environments have
+    just cut their episodes (see `VectorEnvs`), so a resumed run begins where the other went on.
+    """
+
+    def __init__(self, config: RunConfig, script: str, envs: VectorEnvs | None = None) -> None:
+        """Checks the flags and makes the run directory, or opens the one to resume.
+
+        Args:
+            config: the script's flags.
+            script: the script's `__file__`.
+            envs: training environments, whose episodes are logged and cut at checkpoints.
+
+        Raises:
+            UserError: a flag is out of range, the directory is taken or cannot be written.
+        """
+        check_config(config)
+        self.config, self.envs = config, envs
+        self.seed: int = getattr(config, "seed", 0)
+        self.step = 0  # environment steps so far
+        self.log_every = self.checkpoint_every = 0
+        self._increment, self._stopped = 1, False
+        self._tracked: dict[str, Any] = {}
+        self._sums: dict[str, float] = {}
+        self._counts: dict[str, int] = {}
+        self._episodes: list[tuple[float, int]] = []  # (return, length) since the last row
+        self._recent: deque[float] = deque(maxlen=100)  # returns, for the progress bar
+        self._seconds_before = 0.0  # of training, in earlier processes
+        self._started = time.perf_counter()
+        self._checkpoint: checkpoint.Checkpoint | None = None
+        if config.resume:
+            self.run_dir = Path(config.resume)
+            read_config(config.resume, type(config), _script_name(script))
+            path = checkpoint.latest(self.run_dir)
+            self._checkpoint = checkpoint.Checkpoint(path) if path else None
+        else:
+            self.run_dir = _make_run_dir(config, script, self.seed)
+        meta = self._checkpoint.meta if self._checkpoint else {}
+        if meta:
+            self.step, self._stopped = meta["step"], meta["stopped"]
+            self._sums, self._counts = meta["sums"], meta["counts"]
+            self._episodes = [tuple(episode) for episode in meta["episodes"]]
+            self._recent.extend(meta["recent"])
+            self._seconds_before = meta["seconds"]
+        self._metrics = MetricsWriter(self.run_dir, meta.get("rows", 0), meta.get("columns", 2))
+        global _current
+        _current = self
+
+    @property
+    def reset_seed(self) -> int:
+        """The seed with which the environments begin, or go on after a checkpoint."""
+        return reset_seed(self.seed, self.step)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training so far, earlier processes of a resumed run included."""
+        return self._seconds_before + time.perf_counter() - self._started
+
+    def track(self, **things: Any) -> None:
+        """Names what checkpoints hold; when resuming, puts the saved state back in place.
+
+        Args:
+            **things: Keras models and optimizers, buffers, NumPy generators and arrays.
+        """
+        self._tracked.update(things)
+        if self._checkpoint:
+            self._checkpoint.restore(things)
+
+    def steps(
+        self, total: int, increment: int = 1, unit: str = "step", log_every: int | None = None
+    ) -> Iterator[int]:
+        """Counts to `total` in passes of `increment` steps; logs and saves between them.
+
+        Args:
+            total: steps of the whole run, earlier processes included.
+            increment: steps that one pass of the loop takes (all environments together).
+            unit: what a step is, for the progress bar.
+            log_every: steps between rows of `metrics.csv`; default: about 200 rows per run.
+
+        Yields:
+            Steps taken before this pass.
+        """
+        self._increment = increment
+        self.log_every = _round_up(log_every or total / LOG_POINTS, increment)
+        every = self.config.checkpoint_every or max(total // 10, MIN_CHECKPOINT_EVERY)
+        self.checkpoint_every = _round_up(every, increment)
+        if self.envs is not None:
+            self.envs.cut_every, self.envs.seed = self.checkpoint_every, self.seed
+            self.envs.step_count = self.step
+        progress = Progress(total, self.step, unit)
+        self._row_step, self._row_time = self.step, time.perf_counter()
+        passes = 0
+        try:
+            while self.step < total and not self._stopped:
+                yield self.step
+                self.step += increment
+                passes += 1
+                last = self.step >= total or self._stopped
+                if self.step % self.log_every == 0 or last:
+                    self._write_row(progress)
+                if self.step % self.checkpoint_every == 0 or last:
+                    self._save()
+                if passes % 16 == 0 or last:
+                    progress.update(min(self.step, total))
+        finally:
+            progress.close()
+
+    def stop(self) -> None:
+        """Makes this pass of the loop the last one."""
+        self._stopped = True
+
+    def every(self, interval: int) -> bool:
+        """Whether this pass of the loop takes the run across a multiple of `interval` steps."""
+        return self.step // interval != (self.step + self._increment) // interval
+
+    def log(self, metrics: dict[str, float]) -> None:
+        """Adds to the next row of `metrics.csv`, which holds the means since the row before.
+
+        Args:
+            metrics: scalars by name, e.g. `train/loss`.
+        """
+        sums, counts = self._sums, self._counts
+        for name, value in metrics.items():
+            sums[name] = sums.get(name, 0.0) + float(value)
+            counts[name] = counts.get(name, 0) + 1
+
+    def finish(self, policy: Policy, facts: dict[str, float | None] | None = None) -> Result:
+        """Closes the run's files and returns what `train` returns.
+
+        Args:
+            policy: the greedy policy, observations [N, ...] -> actions [N, ...].
+            facts: more entries for `evaluation.json`, e.g. values that are known exactly.
+        """
+        seconds = self.seconds
+        if self._checkpoint and self._checkpoint.meta["step"] == self.step:
+            seconds = self._seconds_before  # nothing was left to do
+        self._metrics.close()
+        if self.envs is not None:
+            self.envs.close()
+        return Result(policy, self.run_dir, self.step, seconds, facts or {})
+
+    def _collect_episodes(self) -> None:
+        if self.envs is not None:
+            finished = self.envs.take_finished()
+            self._episodes += finished
+            self._recent.extend(episode[0] for episode in finished)
+
+    def _write_row(self, progress: Progress) -> None:
+        self._collect_episodes()
+        now = time.perf_counter()
+        rate = (self.step - self._row_step) / max(now - self._row_time, 1e-9)
+        self._row_step, self._row_time = self.step, now
+        row: dict[str, float] = {}
+        if self.envs is not None:
+            returns, lengths = zip(*self._episodes, strict=True) if self._episodes else ((), ())
+            row["charts/episode_return"] = float(np.mean(returns)) if returns else np.nan
+            row["charts/episode_length"] = float(np.mean(lengths)) if lengths else np.nan
+        row["charts/steps_per_second"] = rate
+        row |= {name: total / self._counts[name] for name, total in self._sums.items()}
+        self._check_finite()
+        self._sums, self._counts, self._episodes = {}, {}, []
+        self._metrics.write(self.step, self.seconds, row)
+        progress.note(rate, float(np.mean(self._recent)) if self._recent else None)
+
+    def _check_finite(self) -> None:
+        for name, total in self._sums.items():
+            if not np.isfinite(total):
+                kept = checkpoint.latest(self.run_dir)
+                raise UserError(
+                    f"{name} became {total} by step {self.step}: training diverged, lower "
+                    f"--learning-rate; last good checkpoint: {kept or 'none yet'}"
+                )
+
+    def _save(self) -> None:
+        self._collect_episodes()
+        self._check_finite()
+        meta = {
+            "step": self.step,
+            "stopped": self._stopped,
+            "rows": len(self._metrics.rows),
+            "columns": len(self._metrics.columns),
+            "sums": self._sums,
+            "counts": self._counts,
+            "episodes": self._episodes,
+            "recent": list(self._recent),
+            "seconds": self.seconds,
+        }
+        checkpoint.save(self.run_dir / "checkpoints", self.step, self._tracked, meta)
+
+
+_current: Run | None = None
+
+
+def resume_hint() -> str:
+    """How to go on with this process's run after Ctrl-C; empty if there is none."""
+    if _current is None:
+        return ""
+    path = checkpoint.latest(_current.run_dir)
+    at = f"step {int(path.stem):,}" if path else "the beginning"
+    return f" at step {_current.step:,}; --resume {_current.run_dir} goes on from {at}"
+
+
+def read_run(run_dir: Path | str) -> dict[str, Any]:
+    """`config.json` of a run.
+
+    Raises:
+        UserError: the folder holds no run.
+    """
+    path = Path(run_dir) / "config.json"
+    try:
+        stored = json.loads(path.read_text())
+        if not isinstance(stored["config"], dict) or not isinstance(stored["script"], str):
+            raise TypeError
+        return stored
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"--resume {run_dir}: no run there (no readable config.json); "
+            "give the folder that a run printed at its start"
+        ) from error
+
+
+def read_config(run_dir: Path | str, config_class: type[C], script: str = "") -> C:
+    """The flags a run was started with.
+
+    Args:
+        run_dir: the run's folder.
+        config_class: the script's `Config`.
+        script: `folder/name.py` that must have made the run; default: the one `config_class` is in.
+
+    Raises:
+        UserError: the folder holds no run, or another script's.
+    """
+    stored = read_run(run_dir)
+    script = script or _script_name(sys.modules[config_class.__module__].__file__ or "")
+    if stored["script"] != script:
+        raise UserError(
+            f"--resume {run_dir}: that run belongs to {stored['script']}, not {script}; "
+            f"use: python {stored['script']} --resume {run_dir}"
+        )
+    known = {field.name for field in dataclasses.fields(config_class)}
+    unknown = sorted(set(stored["config"]) - known)
+    if unknown:
+        raise UserError(
+            f"--resume {run_dir}: config.json has flags this version does not know "
+            f"({', '.join(unknown)}); use the version that started the run"
+        )
+    values: dict[str, Any] = {
+        k: tuple(v) if isinstance(v, list) else v for k, v in stored["config"].items()
+    }
+    return config_class(**values)
+
+
+def _script_name(script: str) -> str:
+    path = Path(script).resolve()
+    return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else path.as_posix()
+
+
+def _make_run_dir(config: RunConfig, script: str, seed: int) -> Path:
+    name = _script_name(script)
+    env_id = getattr(config, "env_id", "none").replace("/", "-").replace(":", "-")
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    base = Path("runs") / Path(name).stem / env_id / f"seed{seed}-{stamp}"
+    run_dir = Path(config.run_dir) if config.run_dir else base
+    number = 1
+    while not config.run_dir and run_dir.exists():  # two runs started within one second
+        number += 1
+        run_dir = base.with_name(f"{base.name}-{number}")
+    if (run_dir / "config.json").exists():
+        raise UserError(
+            f"--run-dir {run_dir}: already holds a run; "
+            f"choose another folder or go on with --resume {run_dir}"
+        )
+    contents = {
+        "format": 1,
+        "script": name,
+        "config": dataclasses.asdict(config),
+        "versions": _versions(),
+        "git_commit": _git_commit(),
+        "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        (run_dir / "config.json").write_text(json.dumps(contents, indent=2) + "\n")
+    except OSError as error:
+        raise UserError(
+            f"--run-dir {run_dir}: cannot be written ({error.strerror}); choose another folder"
+        ) from error
+    return run_dir
+
+
+def _versions() -> dict[str, str]:
+    names = "tensorflow keras tensorflow-probability gymnasium ale-py numpy".split()
+    versions = {"python": platform.python_version()}
+    for name in names:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = "none"
+    return versions
+
+
+def _git_commit() -> str:
+    """Commit of the project, with `-dirty` if files differ from it; "unknown" outside git."""
+    git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        done = subprocess.run(git, capture_output=True, text=True, timeout=5, env=os.environ)
+    except (OSError, subprocess.TimeoutExpired):
+        return "unknown"
+    return done.stdout.strip() or "unknown"
+
+
+def _round_up(value: float, increment: int) -> int:
+    return max(1, -int(-value // increment)) * increment
