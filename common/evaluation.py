@@ -136,9 +136,10 @@ def report(
 def verdict(evaluation: Evaluation) -> str:
     """The one line a reader looks for."""
     word = {True: "solved", False: "not solved", None: "finished"}[evaluation.solved]
+    digits = 1 if abs(evaluation.mean_return) >= 10 else 3
     goal = "" if evaluation.target is None else f" (target {evaluation.target:g})"
     return (
-        f"{word}: mean return {evaluation.mean_return:.1f} +- {evaluation.std_return:.1f} "
+        f"{word}: mean return {evaluation.mean_return:.{digits}f} +- {evaluation.std_return:.{digits}f} "
         f"over {evaluation.episodes} episodes{goal}"
     )
 
