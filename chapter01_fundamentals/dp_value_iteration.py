@@ -45,6 +45,7 @@ from pathlib import Path
 from typing import Any
 
 from common import plots
+from common.checkpoint import restore_latest
 from common.cli import command, parse
 from common.config import RunConfig
 from common.environments import make_env
@@ -52,7 +53,7 @@ from common.environments.tabular import Model, grid_of, tabular_model
 from common.errors import UserError
 from common.evaluation import report
 from common.maps import ARROWS, draw_map
-from common.run import Result, Run
+from common.run import Policy, Result, Run
 
 import numpy as np
 
@@ -139,6 +140,16 @@ def train(config: Config) -> Result:
     }
     draw(run.run_dir, config, env, V, policy)
     return run.finish(lambda state: policy[state], facts)
+
+
+def load_policy(config: Config) -> Policy:
+    """The greedy policy of a finished run, for `python -m common.play`."""
+    env = make_env(config.env_id, **env_kwargs(config))
+    model = tabular_model(env, config.env_id)
+    V = np.zeros(len(model.start))
+    restore_latest(config.resume, V=V)
+    policy = greedy(q_values(V, model, config.gamma), model)
+    return lambda state: policy[state]
 
 
 def env_kwargs(config: Config) -> dict[str, Any]:

@@ -139,8 +139,8 @@ def verdict(evaluation: Evaluation) -> str:
     digits = 1 if abs(evaluation.mean_return) >= 10 else 3
     goal = "" if evaluation.target is None else f" (target {evaluation.target:g})"
     return (
-        f"{word}: mean return {evaluation.mean_return:.{digits}f} +- {evaluation.std_return:.{digits}f} "
-        f"over {evaluation.episodes} episodes{goal}"
+        f"{word}: mean return {evaluation.mean_return:.{digits}f} "
+        f"+- {evaluation.std_return:.{digits}f} over {evaluation.episodes} episodes{goal}"
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -40,6 +42,8 @@ def record(
         import imageio_ffmpeg
     except ImportError as error:
         raise UserError("--capture-video needs a package: pip install imageio-ffmpeg") from error
+    if sys.platform == "linux" and not {"DISPLAY", "WAYLAND_DISPLAY"} & set(os.environ):
+        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # draws without a screen, and quietly
     fps, frames = frames_of(policy, env_id, seed, env_kwargs or {})
     first = next(frames)
     height, width = first.shape[0] // 2 * 2, first.shape[1] // 2 * 2  # the codec wants even sizes
