@@ -53,6 +53,7 @@ from common.environments.tabular import Model, grid_of, tabular_model
 from common.errors import UserError
 from common.evaluation import report
 from common.maps import ARROWS, draw_map
+from common.metrics import read_metrics
 from common.run import Policy, Result, Run
 
 import numpy as np
@@ -165,15 +166,20 @@ def env_kwargs(config: Config) -> dict[str, Any]:
 
 
 def draw(run_dir: Path, config: Config, env: Any, V: np.ndarray, policy: np.ndarray) -> None:
-    """`values.png`: the map with values and arrows, for grid worlds."""
+    """`learning_curve.png`: convergence; `values.png`: the map with values and arrows, if any."""
+    metrics = read_metrics(run_dir)
+    title = f"Value iteration: {config.env_id}, γ = {config.gamma:g}"
+    with plots.figure(run_dir / "learning_curve.png", columns=2) as [left, right]:
+        left.semilogy(metrics["step"], metrics["train/delta"])
+        left.set(xlabel="sweeps", ylabel="largest change of V in a sweep", title=title)
+        right.plot(metrics["step"], metrics["train/value_start"])
+        right.set(xlabel="sweeps", ylabel="mean V of the start states")
     grid = grid_of(env)
     name = config.env_id.split("-")[0].removesuffix("8x8").removesuffix("Slippery")
-    if grid is None or name not in ARROWS:
-        return
-    size = (0.9 * len(grid[0]) + 2.2, 0.8 * len(grid) + 1.2)
-    with plots.figure(run_dir / "values.png", size=size) as [axes]:
-        title = f"Value iteration: {config.env_id}, γ = {config.gamma:g}"
-        draw_map(axes, grid, V, policy, ARROWS[name], title)
+    if grid is not None and name in ARROWS:
+        size = (0.9 * len(grid[0]) + 2.2, 0.8 * len(grid) + 1.2)
+        with plots.figure(run_dir / "values.png", size=size) as [axes]:
+            draw_map(axes, grid, V, policy, ARROWS[name], title)
 
 
 @command

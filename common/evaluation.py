@@ -13,6 +13,7 @@ from common import plots, video
 from common.config import RunConfig
 from common.environments import make_envs, reset_seed, reward_threshold
 from common.errors import UserError
+from common.metrics import read_metrics
 from common.run import Policy, Result
 
 import numpy as np
@@ -112,15 +113,16 @@ def report(
         solved=None if target is None else mean >= target,
     )
     write_json(result.run_dir / "evaluation.json", asdict(evaluation) | result.facts)
-    picture = plots.learning_curve(result.run_dir, target)
+    if plots.RETURN in read_metrics(result.run_dir):  # else the script has drawn its own curve
+        plots.learning_curve(result.run_dir, target)
     rows = {
         "environment": env_id,
         "steps": f"{evaluation.total_timesteps:,}",
         "training time": f"{evaluation.train_seconds:.1f} s",
         "speed": f"{evaluation.steps_per_second:,.0f} steps/s",
         **{name: f"{value:.10g}" for name, value in result.facts.items() if value is not None},
-        "learning curve": str(picture),
         "run directory": str(result.run_dir),
+        "pictures": ", ".join(sorted(path.name for path in result.run_dir.glob("*.png"))),
     }
     if config.capture_video:
         path = result.run_dir / "videos" / f"{env_id.replace('/', '-').replace(':', '-')}.mp4"

@@ -11,7 +11,7 @@ ARROWS = {  # Gymnasium's action numbers -> direction (columns to the right, row
     "FrozenLake": ((-1, 0), (0, 1), (1, 0), (0, -1)),
     "CliffWalking": ((0, -1), (1, 0), (0, 1), (-1, 0)),
 }
-ROLES = {"S": "start", "G": "goal", "H": "hole"}
+ROLES = {"S": "start", "G": "goal", "H": "hole", "C": "cliff"}
 
 
 def draw_map(
@@ -41,7 +41,7 @@ def draw_map(
         for column in range(columns):
             role = ROLES.get(grid[row][column], "")
             colour = "white" if table[row, column] < middle else "black"
-            ends = role in ("goal", "hole")
+            ends = role in ("goal", "hole", "cliff")
             if ends:
                 shade = "#2ca02c" if role == "goal" else "#333333"
                 axes.add_patch(_square(column, row, shade))

@@ -49,7 +49,7 @@ def tabular_model(env: gym.Env, env_id: str) -> Model:
 
 
 def grid_of(env: gym.Env) -> list[str] | None:
-    """Rows of a grid world's map, one letter per cell (S start, G goal, H hole), or None.
+    """Rows of a grid world's map, one letter per cell (S start, G goal, H hole, C cliff), or None.
 
     State s is the cell in row s // columns, column s % columns.
     """
@@ -59,7 +59,7 @@ def grid_of(env: gym.Env) -> list[str] | None:
         return [b"".join(row).decode() for row in np.asarray(desc, "S1")]
     cliff = getattr(inner, "_cliff", None)
     if cliff is not None:
-        rows = np.where(cliff, "H", "F")
+        rows = np.where(cliff, "C", "F")
         rows[-1, 0], rows[-1, -1] = "S", "G"
         return ["".join(row) for row in rows]
     return None
