@@ -95,17 +95,15 @@ def successor(next_state: np.ndarray, info: dict[str, Any]) -> np.ndarray:
     """The observations that the actions really led to, [N, ...].
 
     Where an episode ended, `next_state` is already the first observation of the next episode and
-    the true successor stands in `info["final_obs"]`: an object array with a mask for Gymnasium's
-    own vector environments, a plain array for Atari's. This is the only place that looks at it.
+    the true successor stands in `info["final_obs"]`: an object array for Gymnasium's own vector
+    environments, a plain one for Atari's. Only slots in the mask `info["_final_obs"]` mean
+    anything. This module is the only place that looks at them.
     """
     if "final_obs" not in info:
         return next_state
-    final = info["final_obs"]
-    if final.dtype != object:  # Atari: one array; slots of unfinished episodes repeat next_state
-        return final
     result = next_state.copy()
     for i in np.flatnonzero(info["_final_obs"]):
-        result[i] = final[i]
+        result[i] = info["final_obs"][i]
     return result
 
 
@@ -131,8 +129,9 @@ class VectorEnvs(gym.vector.VectorWrapper):
         self.cut_every, self.seed = 0, 0
         self._returns = np.zeros(self.num_envs)
         self._lengths = np.zeros(self.num_envs, np.int64)
-        # Atari reports a lost life as `terminated`; the game is over when its frame count restarts.
-        self._frame_number = np.zeros(self.num_envs, np.int64)
+        # Atari reports a lost life as `terminated`; a new game has begun if and only if the frame
+        # number at which the running game began has changed.
+        self._game_start = np.zeros(self.num_envs, np.int64)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
         """Begins a new episode in every copy; returns observations [N, ...] and info."""
@@ -140,7 +139,7 @@ class VectorEnvs(gym.vector.VectorWrapper):
         self._lengths[:] = 0
         state, info = self.env.reset(seed=seed, options=options)
         if self.is_atari:
-            self._frame_number = info["episode_frame_number"]
+            self._game_start = info["frame_number"] - info["episode_frame_number"]
         return state, info
 
     def step(self, actions: np.ndarray) -> Any:
@@ -151,8 +150,11 @@ class VectorEnvs(gym.vector.VectorWrapper):
         self._lengths += 1
         done = terminated | truncated
         if self.is_atari:
-            over = info["episode_frame_number"] < self._frame_number
-            self._frame_number = info["episode_frame_number"]
+            game_start = info["frame_number"] - info["episode_frame_number"]
+            over = game_start != self._game_start
+            self._game_start = game_start
+            # Atari gives no mask: slots of games that go on, lost life or not, hold old memory.
+            info["_final_obs"] = over
         else:
             over = done
         if over.any():
@@ -161,7 +163,8 @@ class VectorEnvs(gym.vector.VectorWrapper):
             self._returns[over] = 0.0
             self._lengths[over] = 0
         if self.cut_every and self.step_count % self.cut_every == 0:
-            info = {"final_obs": successor(next_state, info)}
+            cut = np.ones(self.num_envs, bool)
+            info = {"final_obs": successor(next_state, info), "_final_obs": cut}
             truncated = truncated | ~done
             next_state, _ = self.reset(seed=reset_seed(self.seed, self.step_count))
         return next_state, reward, terminated, truncated, info
