@@ -26,9 +26,9 @@ Differs from the book
 How to run
 ----------
     python chapter09_dqn/dqn.py
-    python chapter09_dqn/dqn.py --env-id ALE/Pong-v5 --total-timesteps 1_000_000 \
-        --learning-rate 1e-4 --batch-size 32 --buffer-size 1_000_000 --learning-starts 20_000 \
-        --train-frequency 8 --gradient-steps 2 --target-frequency 8_000
+    python chapter09_dqn/dqn.py --env-id ALE/Pong-v5 --total-timesteps 300_000 \
+        --learning-rate 2e-4 --batch-size 32 --buffer-size 1_000_000 --learning-starts 10_000 \
+        --train-frequency 8 --gradient-steps 2 --target-frequency 4_000 --eval-episodes 20
 
 Expected
 --------

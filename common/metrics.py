@@ -43,11 +43,14 @@ class MetricsWriter:
         self.columns = ["step", "time"]
         self.rows: list[list[str]] = []
         if keep_rows or keep_columns > 2:
-            with open(self.path, newline="") as file:
-                table = list(csv.reader(file))
-            self.columns = table[0][:keep_columns]
-            self.rows = [row[:keep_columns] for row in table[1 : keep_rows + 1]]
-            if len(self.rows) < keep_rows:
+            try:
+                with open(self.path, newline="") as file:
+                    header, *rows = list(csv.reader(file))
+            except (OSError, ValueError):  # missing, or empty
+                header, rows = [], []
+            self.columns = header[:keep_columns]
+            self.rows = [row[:keep_columns] for row in rows[:keep_rows]]
+            if len(self.rows) < keep_rows or len(self.columns) < keep_columns:
                 raise UserError(
                     f"--resume {run_dir}: metrics.csv has {len(self.rows)} rows but the checkpoint "
                     f"was written after row {keep_rows}; restore the file or start a new run"
@@ -61,6 +64,7 @@ class MetricsWriter:
             values = {
                 name: float(cell) for name, cell in zip(self.columns, row, strict=True) if cell
             }
+            del values["time"]  # TensorBoard has its own clock
             self._events.add(int(values.pop("step")), values)
 
     def write(self, step: int, seconds: float, values: dict[str, float]) -> None:
