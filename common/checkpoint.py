@@ -6,6 +6,7 @@ moment leaves the previous one whole. Arrays carry zip checksums; a damaged file
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import zipfile
@@ -18,6 +19,8 @@ from common.errors import UserError
 import numpy as np
 
 KEEP = 2  # checkpoints that stay on disk
+# What reading a damaged file raises; RuntimeError where a flipped bit asks for zip features.
+_DAMAGE = (OSError, ValueError, LookupError, EOFError, RuntimeError, zipfile.BadZipFile)
 
 
 def get_state(thing: Any) -> dict[str, np.ndarray]:
@@ -77,7 +80,8 @@ def save(folder: Path, step: int, things: Mapping[str, Any], meta: dict[str, Any
         for old in sorted(folder.glob("*.npz"))[:-KEEP]:
             old.unlink()
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise UserError(
             f"cannot write the checkpoint {path}: {error.strerror}; "
             "make room, then go on from the previous one with --resume"
@@ -103,7 +107,7 @@ class Checkpoint:
         try:
             self._archive = np.load(path, allow_pickle=False)
             self.meta: dict[str, Any] = json.loads(self._archive["meta"].tobytes().decode())
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        except _DAMAGE as error:
             raise self._damaged() from error
 
     def restore(self, things: Mapping[str, Any]) -> None:
@@ -115,7 +119,7 @@ class Checkpoint:
         for name, thing in things.items():
             try:
                 set_state(thing, _Section(self._archive, name))
-            except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            except _DAMAGE as error:
                 raise self._damaged() from error
 
     def _damaged(self) -> UserError:
