@@ -147,6 +147,7 @@ class Run:
             self.envs.step_count = self.step
         progress = Progress(total, self.step, unit)
         self._row_step, self._row_time = self.step, time.perf_counter()
+        self._first_step, self._first_time = self._row_step, self._row_time
         passes = 0
         try:
             while self.step < total and not self._stopped:
@@ -218,7 +219,8 @@ class Run:
         self._check_finite()
         self._sums, self._counts, self._episodes = {}, {}, []
         self._metrics.write(self.step, self.seconds, row)
-        progress.note(rate, float(np.mean(self._recent)) if self._recent else None)
+        average = (self.step - self._first_step) / max(now - self._first_time, 1e-9)
+        progress.note(average, float(np.mean(self._recent)) if self._recent else None)
 
     def _check_finite(self) -> None:
         for name, total in self._sums.items():

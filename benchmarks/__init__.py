@@ -1,0 +1,1 @@
+"""Speed against peers: the same work, side by side, alternating in one run."""
