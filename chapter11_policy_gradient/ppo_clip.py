@@ -226,12 +226,13 @@ def train(config: Config) -> Result:
         config.learning_rate, epsilon=1e-5, global_clipnorm=config.max_grad_norm
     )
     rng = np.random.default_rng([config.seed, 1])
+    update = build_update(policy_network, value_network, actions, optimizer, config)
+    run.track(policy_network=policy_network, value_network=value_network, optimizer=optimizer)
+    run.track(log_std=actions, rng=rng)
+
+    # After `track`, which may have put other weights in place: `forward` copies them.
     policy_outputs = forward(policy_network)  # logits or means, for acting
-    update = compiled(
-        build_update(policy_network, value_network, actions, optimizer, config),
-        xla=not images,
-        refreshes=policy_outputs,
-    )
+    update = compiled(update, xla=not images, refreshes=policy_outputs)
 
     @compiled(xla=not images)
     def evaluate(state, next_state, action):
@@ -239,9 +240,6 @@ def train(config: Config) -> Result:
         value = tf.squeeze(value_network(state), axis=1)
         next_value = tf.squeeze(value_network(next_state), axis=1)
         return value, next_value, actions.distribution(policy_network(state)).log_prob(action)
-
-    run.track(policy_network=policy_network, value_network=value_network, optimizer=optimizer)
-    run.track(log_std=actions, rng=rng)
 
     learning_rate = linear_schedule(
         config.learning_rate, 0.0 if config.anneal else config.learning_rate, config.total_timesteps
