@@ -52,7 +52,7 @@ class NumpyTwin:
         """Copies the weights of a network that is a stack of dense layers."""
         self._layers = [layer for layer in model.layers if isinstance(layer, keras.layers.Dense)]
         self.weights = [weight for layer in self._layers for weight in (layer.kernel, layer.bias)]
-        self._activations = [_ACTIVATIONS[layer.activation.__name__] for layer in self._layers]
+        self._activations = [_ACTIVATIONS[layer.activation] for layer in self._layers]
         ends = np.cumsum([int(np.prod(weight.shape)) for weight in self.weights])
         self._places = [
             (int(end - np.prod(weight.shape)), int(end), tuple(weight.shape))
@@ -87,20 +87,26 @@ def _linear(x: np.ndarray) -> None:
     pass
 
 
-_ACTIVATIONS = {"relu": _relu, "tanh": _tanh, "linear": _linear}
+_ACTIVATIONS = {
+    keras.activations.relu: _relu,
+    keras.activations.tanh: _tanh,
+    keras.activations.linear: _linear,
+}
 
 
 def _is_dense_stack(model: keras.Model) -> bool:
     """Whether a model is nothing but dense layers on one input, with activations NumPy has."""
-    inputs, *layers = model.layers
+    # `model.layers` would leave out what is no layer: one-hot encoding, sums, means.
+    inputs, *operations = getattr(model, "operations", model.layers) or [None]
     return (
         isinstance(inputs, keras.layers.InputLayer)
+        and len(operations) > 0
         and len(model.outputs) == 1
         and all(
-            isinstance(layer, keras.layers.Dense)
-            and layer.use_bias
-            and layer.activation.__name__ in _ACTIVATIONS
-            and len(layer._inbound_nodes) == 1
-            for layer in layers
+            isinstance(operation, keras.layers.Dense)
+            and operation.use_bias
+            and operation.activation in _ACTIVATIONS
+            and len(operation._inbound_nodes) == 1
+            for operation in operations
         )
     )
