@@ -133,7 +133,7 @@ def test_no_truncated_file_is_taken_for_a_checkpoint(tmp_path):
 
 
 def test_no_flipped_byte_goes_unnoticed(tmp_path):
-    """Wherever a byte is changed, the checkpoint is refused by name or still reads right."""
+    """Wherever a byte is changed, the checkpoint is refused or still reads right."""
     path = save(tmp_path, 1, small_things(), {"step": 1})
     whole = path.read_bytes()
     refused = 0
@@ -142,10 +142,11 @@ def test_no_flipped_byte_goes_unnoticed(tmp_path):
         damaged[i] ^= 0x21
         path.write_bytes(damaged)
         try:
-            assert read_back(path) == EXPECTED, f"byte {i}"
-        except UserError as error:
-            assert str(path) in str(error)
+            found = read_back(path)
+        except UserError:
             refused += 1
+        else:
+            assert found == EXPECTED, f"byte {i}"
     assert refused > len(whole) / 2  # names, sizes, checksums and all data; not, say, dates
 
 

@@ -149,7 +149,7 @@ def test_metrics_that_do_not_reach_the_checkpoint_are_refused(tmp_path, damage):
         path.write_text("")
     else:
         path.unlink()
-    with pytest.raises(UserError, match="metrics.csv") as error:
+    with pytest.raises(UserError, match=r"metrics\.csv") as error:
         MetricsWriter(tmp_path, 3, 3)
     assert f"--resume {tmp_path}" in str(error.value)
 

@@ -1,0 +1,149 @@
+"""Action distributions against closed forms and numerical integration."""
+
+import math
+
+from common.errors import UserError
+from common.policies import (
+    categorical,
+    diagonal_gaussian,
+    require_discrete,
+    rescale_action,
+    squashed_gaussian,
+)
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from gymnasium.spaces import Box, Discrete
+
+
+def constant(*values):
+    return tf.constant(values, tf.float32)
+
+
+def gaussian_log_density(u, mean, std):
+    return -0.5 * ((u - mean) / std) ** 2 - math.log(std) - 0.5 * math.log(2 * math.pi)
+
+
+def test_categorical():
+    probabilities = [0.2, 0.3, 0.5]
+    policy = categorical(tf.math.log([probabilities] * 4) + 7.0)  # [B, A]; logits may be shifted
+    assert policy.log_prob([0, 1, 2, 2]).shape == (4,)
+    np.testing.assert_allclose(policy.prob([0, 1, 2, 2]), [0.2, 0.3, 0.5, 0.5], rtol=1e-5)
+    np.testing.assert_allclose(policy.entropy(), [1.0296530] * 4, rtol=1e-5)
+    other = categorical(tf.zeros([4, 3]))
+    np.testing.assert_allclose(
+        policy.kl_divergence(other), [math.log(3) - 1.0296530] * 4, rtol=1e-4
+    )
+
+
+def test_diagonal_gaussian_sums_over_the_components():
+    # B = 3, A = 2: u = 0.7 under mean 0.2, σ 0.5 has log-density -0.725791.
+    mean, log_std = tf.fill([3, 2], 0.2), tf.math.log(constant(0.5, 0.5))
+    policy = diagonal_gaussian(mean, log_std)
+    log_prob = policy.log_prob(tf.fill([3, 2], 0.7))
+    assert log_prob.shape == (3,)
+    np.testing.assert_allclose(log_prob, [2 * -0.725791] * 3, atol=1e-5)
+    np.testing.assert_allclose(
+        policy.entropy(), [math.log(2 * math.pi * math.e * 0.25)] * 3, atol=1e-5
+    )
+
+
+def test_diagonal_gaussian_with_a_spread_for_each_state():
+    log_std = tf.math.log([[0.5, 2.0], [1.0, 0.1]])
+    policy = diagonal_gaussian(tf.constant([[0.0, 1.0], [2.0, 3.0]]), log_std)
+    expected = [
+        gaussian_log_density(0.5, 0.0, 0.5) + gaussian_log_density(0.5, 1.0, 2.0),
+        gaussian_log_density(0.5, 2.0, 1.0) + gaussian_log_density(0.5, 3.0, 0.1),
+    ]
+    np.testing.assert_allclose(policy.log_prob(tf.fill([2, 2], 0.5)), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("bound", "expected"), [(1.0, -0.271251), (2.0, -0.964398)])
+def test_squashed_gaussian_of_the_reference(bound, expected):
+    policy = squashed_gaussian(
+        constant([0.2]), tf.math.log(constant(0.5)), np.array([-bound]), np.array([bound])
+    )
+    action = constant([bound * math.tanh(0.7)])
+    np.testing.assert_allclose(policy.log_prob(action), [expected], atol=1e-5)
+
+
+LOW, HIGH = np.array([-1.0, 0.0]), np.array([3.0, 0.25])
+
+
+def test_squashed_gaussian_maps_to_asymmetric_bounds():
+    mean = constant([0.2, -0.4], [0.0, 0.0], [9.0, -9.0])  # B = 3, A = 2
+    policy = squashed_gaussian(mean, tf.fill([2], -20.0), LOW, HIGH)  # all but deterministic
+    action = policy.sample(seed=1)
+    expected = LOW + (HIGH - LOW) * (np.tanh(mean) + 1) / 2
+    np.testing.assert_allclose(action, expected, atol=1e-6)
+    np.testing.assert_allclose(action[1], [1.0, 0.125], atol=1e-6)
+
+
+def test_squashed_gaussian_is_a_density_on_its_bounds():
+    mean, log_std = np.array([0.3, -0.8]), np.log([0.6, 0.9])
+    cells = 4000
+    middles = LOW[:, None] + (HIGH - LOW)[:, None] * (np.arange(cells) + 0.5) / cells
+    total = 1.0
+    for i in range(2):  # the components are independent: integrate one at a time
+        policy = squashed_gaussian(
+            constant([mean[i]]), constant(log_std[i]), LOW[i : i + 1], HIGH[i : i + 1]
+        )
+        density = np.exp(policy.log_prob(tf.constant(middles[i][:, None], tf.float32)))
+        integral = density.sum() * (HIGH[i] - LOW[i]) / cells
+        assert integral == pytest.approx(1.0, abs=1e-3)
+        total *= density[cells // 3]
+    both = squashed_gaussian(constant(mean), constant(*log_std), LOW, HIGH)
+    action = constant([middles[0][cells // 3], middles[1][cells // 3]])
+    assert both.log_prob(action).shape == (1,)
+    np.testing.assert_allclose(both.prob(action), [total], rtol=1e-4)
+
+
+def test_squashed_gaussian_stays_right_far_out():
+    # log(1 - tanh(20)²) = -38.6137, where clamping to 1e-6 says -13.8; the scale adds log 2.
+    policy = squashed_gaussian(constant([0.0]), constant(0.0), np.array([-1.0]), np.array([3.0]))
+    slope = policy.bijector.forward_log_det_jacobian(constant(20.0), event_ndims=1)
+    assert float(slope) == pytest.approx(-38.6137 + math.log(2), abs=1e-3)
+    slope = policy.bijector.forward_log_det_jacobian(constant(-20.0), event_ndims=1)
+    assert float(slope) == pytest.approx(-38.6137 + math.log(2), abs=1e-3)
+
+
+@pytest.mark.parametrize("jit_compile", [True, False])
+def test_sampling_far_out_has_finite_log_probs_and_gradients(jit_compile):
+    low, high = np.full(2, -1.0), np.full(2, 3.0)
+
+    @tf.function(jit_compile=jit_compile)
+    def sample(mean, log_std):
+        with tf.GradientTape() as tape:
+            tape.watch([mean, log_std])
+            policy = squashed_gaussian(mean, log_std, low, high)
+            action, log_prob = policy.experimental_sample_and_log_prob(seed=(1, 2))
+            loss = tf.reduce_mean(log_prob)
+        return action, log_prob, tape.gradient(loss, [mean, log_std])
+
+    action, log_prob, gradients = sample(tf.fill([5, 2], 20.0), tf.zeros([2]))
+    assert action.shape == (5, 2)
+    np.testing.assert_allclose(action, np.full((5, 2), 3.0))
+    # Each component: Gaussian log-density (about -1) + 38.6 + 2 (u - 20) - log 2.
+    assert log_prob.shape == (5,)
+    assert np.all(np.abs(log_prob - 2 * 38.6) < 15)
+    np.testing.assert_allclose(gradients[0], np.full((5, 2), 2 / 5), atol=1e-5)  # d/du of 2u
+    assert np.all(np.isfinite(gradients[1]))
+
+
+def test_rescale_action():
+    space = Box(np.float32([-1, 0, -np.inf, 0]), np.float32([3, 0.5, np.inf, np.inf]))
+    action = np.array([[-1.0, -1, -7, -7], [0, 0, 0, 0], [1, 1, 7, 7], [5, -5, 1e6, -1e6]])
+    rescaled = rescale_action(action, space)
+    expected = [[-1, 0, -7, -7], [1, 0.25, 0, 0], [3, 0.5, 7, 7], [3, 0, 1e6, -1e6]]
+    np.testing.assert_array_equal(rescaled, np.float32(expected), strict=True)
+    np.testing.assert_array_equal(rescale_action(action[2], space), np.float32(expected[2]))
+    assert rescale_action(np.zeros(1), Box(-2.0, 2.0, (1,), np.float64)).dtype == np.float64
+
+
+def test_require_discrete():
+    assert require_discrete(Discrete(4), "CartPole-v1", "ppo_clip.py") == 4
+    with pytest.raises(UserError, match=r"--env-id Pendulum-v1.*continuous.*use ppo_clip"):
+        require_discrete(Box(-2.0, 2.0, (1,)), "Pendulum-v1", "ppo_clip.py")
+    with pytest.raises(UserError, match=r"--env-id Odd-v0.*start at 1"):
+        require_discrete(Discrete(4, start=1), "Odd-v0", "ppo_clip.py")
