@@ -74,7 +74,7 @@ def save(folder: Path, step: int, things: Mapping[str, Any], meta: dict[str, Any
             for name, thing in things.items():
                 for key, array in get_state(thing).items():
                     _write(archive, f"{name}/{key}", array)
-        with open(temporary, "rb") as file:
+        with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
         for old in sorted(folder.glob("*.npz"))[:-KEEP]:

@@ -37,7 +37,7 @@ class Progress:
             print(f"{done}{rate}{self._note}", file=sys.stderr, flush=True)
 
     def note(self, rate: float, mean_return: float | None) -> None:
-        """Sets what stands beside the bar: units per second so far, mean return of recent episodes."""
+        """Sets what stands beside the bar: average units per second, mean of recent returns."""
         self._rate = rate
         self._note = "" if mean_return is None else f", mean return {mean_return:.1f}"
         if self._live:
