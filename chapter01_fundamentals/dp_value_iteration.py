@@ -160,8 +160,12 @@ def env_kwargs(config: Config) -> dict[str, Any]:
             raise UserError(f"--map {config.map}: only FrozenLake has maps, not {config.env_id}")
         return {}
     rows = config.map.split("/")
-    if config.map and (len({len(row) for row in rows}) != 1 or set(config.map) - set("SFHG/")):
-        raise UserError(f"--map {config.map}: rows of equal length from S, F, H, G joined by '/'")
+    known = set("SG") <= set(config.map) <= set("SFHG/")
+    if config.map and (len({len(row) for row in rows}) != 1 or not known):
+        raise UserError(
+            f"--map {config.map}: must be rows of equal length from S (start), F, H and G (goal), "
+            "joined by '/', with at least one S and one G"
+        )
     return {"is_slippery": config.slippery} | ({"desc": rows} if config.map else {})
 
 
