@@ -184,7 +184,7 @@ def test_atari_successors_are_those_of_games_played_one_by_one(training, limit):
                 after = single.step(actions[t, [i]])[0]
             np.testing.assert_array_equal(played[t][5][i], after[0])
             state = after
-    assert ended >= 3
+    assert ended >= 2
     assert len(envs.take_finished()) == ended
 
 
