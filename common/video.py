@@ -92,8 +92,15 @@ def _atari_frames(policy: Policy, env_id: str, seed: int) -> Iterator[np.ndarray
     Same seed and same actions make the same game, sticky actions included.
     """
     envs = make_envs(env_id, 1, training=False)
-    shown = make_envs(
-        env_id, 1, training=False, grayscale=False, img_height=210, img_width=160, stack_num=1
+    # Pictures in colour have four axes: nothing for a network, so not through `make_envs`.
+    shown = gym.make_vec(
+        env_id,
+        num_envs=1,
+        autoreset_mode=gym.vector.AutoresetMode.SAME_STEP,
+        grayscale=False,
+        img_height=210,
+        img_width=160,
+        stack_num=1,
     )
     state, _ = envs.reset(seed=seed)
     picture, _ = shown.reset(seed=seed)
