@@ -184,7 +184,7 @@ def _spec(env_id: str) -> gym.envs.registration.EnvSpec:
         except ImportError as error:
             raise UserError(
                 f"--env-id {env_id}: cannot import module '{module}' ({error}); "
-                "run from the folder that holds it or put it on PYTHONPATH"
+                "put the folder that holds it on PYTHONPATH"
             ) from error
     if name.startswith("ALE/") or "ALE/" not in "".join(gym.registry):
         _register_atari()
@@ -220,12 +220,14 @@ def _shape(space: gym.Space) -> tuple[int, ...]:
 
 
 def _check_spaces(env_id: str, observation: gym.Space, action: gym.Space) -> None:
-    if not isinstance(observation, Box | Discrete) or (
-        isinstance(observation, Box) and len(observation.shape) not in (1, 3)
+    if not (
+        isinstance(observation, Discrete)
+        or (isinstance(observation, Box) and len(observation.shape) == 1)
+        or _is_image(observation)
     ):
         raise UserError(
-            f"--env-id {env_id}: observations are {observation}; "
-            "scripts here take Box vectors, Box images (uint8) and Discrete observations"
+            f"--env-id {env_id}: observations are {observation}; scripts here take Box vectors, "
+            "Box images (uint8, at least 36 x 36) and Discrete observations"
         )
     if not isinstance(action, Box | Discrete) or (
         isinstance(action, Box) and len(action.shape) != 1
@@ -233,3 +235,15 @@ def _check_spaces(env_id: str, observation: gym.Space, action: gym.Space) -> Non
         raise UserError(
             f"--env-id {env_id}: actions are {action}; scripts here take Discrete and Box vectors"
         )
+    if isinstance(action, Discrete) and action.start != 0:
+        raise UserError(f"--env-id {env_id}: actions start at {action.start}; they must start at 0")
+
+
+def _is_image(space: gym.Space) -> bool:
+    """As `common.networks.is_image`, which cannot be asked without importing TensorFlow."""
+    return (
+        isinstance(space, Box)
+        and space.dtype == np.uint8
+        and len(space.shape) == 3
+        and sorted(space.shape)[1] >= 36
+    )
