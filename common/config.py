@@ -37,7 +37,8 @@ def check_config(config: Any) -> None:
             raise UserError(f"{flag} {value}: must be a finite number")
         rule = _RULES.get(field.name)
         if rule is not None and not rule[0](value):
-            raise UserError(f"{flag} {value}: must be {rule[1]}")
+            given = " ".join(map(str, value)) if isinstance(value, tuple) else value
+            raise UserError(f"{flag} {given}: must be {rule[1]}")
 
 
 def _at_least_one(x: Any) -> bool:
@@ -50,6 +51,14 @@ def _not_negative(x: Any) -> bool:
 
 def _fraction(x: Any) -> bool:
     return 0.0 <= x <= 1.0
+
+
+def _seed(x: Any) -> bool:
+    return 0 <= x < 2**32
+
+
+def _sizes(x: Any) -> bool:
+    return all(size >= 1 for size in x)
 
 
 def _positive(x: Any) -> bool:
@@ -67,7 +76,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     **dict.fromkeys(
         (
-            "seed checkpoint_every learning_starts entropy_coefficient value_coefficient "
+            "checkpoint_every learning_starts entropy_coefficient value_coefficient "
             "exploration_steps"
         ).split(),
         (_not_negative, "0 or more"),
@@ -80,4 +89,6 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
         "learning_rate clip_epsilon max_grad_norm theta adam_epsilon".split(),
         (_positive, "greater than 0"),
     ),
+    "seed": (_seed, "0 to 4294967295"),  # what NumPy's and Keras's generators take
+    "hidden_sizes": (_sizes, "at least 1 each"),
 }

@@ -12,7 +12,7 @@ AT_LEAST_ONE = (
     "target_frequency num_steps num_epochs minibatch_size eval_episodes max_sweeps"
 ).split()
 NOT_NEGATIVE = (
-    "seed checkpoint_every learning_starts entropy_coefficient value_coefficient exploration_steps"
+    "checkpoint_every learning_starts entropy_coefficient value_coefficient exploration_steps"
 ).split()
 FRACTION = "gamma gae_lambda polyak epsilon start_epsilon end_epsilon exploration_fraction".split()
 POSITIVE = "learning_rate clip_epsilon max_grad_norm theta adam_epsilon".split()
@@ -22,6 +22,7 @@ WRONG = [
     *[(name, value, "0 or more") for name in NOT_NEGATIVE for value in (-1, -0.5)],
     *[(name, value, "between 0 and 1") for name in FRACTION for value in (-0.01, 1.01)],
     *[(name, value, "greater than 0") for name in POSITIVE for value in (0.0, -1e-3)],
+    *[("seed", value, "0 to 4294967295") for value in (-1, 2**32)],
     *[
         (name, value, "a finite number")
         for name in ("learning_rate", "gamma", "any_other_number")
@@ -33,6 +34,7 @@ RIGHT = [
     *[(name, 0) for name in NOT_NEGATIVE],
     *[(name, value) for name in FRACTION for value in (0.0, 1.0)],
     *[(name, 1e-9) for name in POSITIVE],
+    *[("seed", value) for value in (0, 2**32 - 1)],
     ("any_other_number", -7.0),
     ("env_id", "CartPole-v1"),
     ("hidden_sizes", (64, 64)),
