@@ -46,7 +46,7 @@ from common.acting import forward
 from common.checkpoint import restore_latest
 from common.cli import command, parse
 from common.compiled import compiled, use_threads
-from common.config import RunConfig
+from common.config import RunConfig, check_config
 from common.environments import make_envs, successor
 from common.errors import UserError
 from common.evaluation import report
@@ -137,6 +137,7 @@ def train(config: Config) -> Result:
     envs = make_envs(config.env_id, config.num_envs)
     num_actions = require_discrete(envs.single_action_space, config.env_id, "ppo_clip.py")
     check(config)
+    replay = make_replay(envs, config.buffer_size, seed=config.seed)
     run = Run(config, __file__, envs)
     images = is_image(envs.single_observation_space)
     use_threads(2, 2) if images else use_threads(2, 1)  # measured, see benchmarks/README.md
@@ -147,7 +148,6 @@ def train(config: Config) -> Result:
     copy_weights(q_network, target_network)
     optimizer = keras.optimizers.Adam(config.learning_rate, global_clipnorm=config.max_grad_norm)
     optimizer.build(q_network.trainable_variables)
-    replay = make_replay(envs, config.buffer_size, seed=config.seed)
     rng = np.random.default_rng([config.seed, 1])
     run.track(q_network=q_network, target_network=target_network, optimizer=optimizer)
     run.track(replay=replay, rng=rng)
@@ -179,7 +179,8 @@ def train(config: Config) -> Result:
 
 
 def check(config: Config) -> None:
-    """Rejects hyperparameters that do not fit together."""
+    """Rejects hyperparameters that make no sense, alone or together."""
+    check_config(config)
     if config.batch_size > config.buffer_size:
         raise UserError(
             f"--batch-size {config.batch_size}: larger than --buffer-size {config.buffer_size}; "
