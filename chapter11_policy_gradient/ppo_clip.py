@@ -83,8 +83,8 @@ class Config(RunConfig):
     clip_epsilon: float = 0.2  # ε, how far the ratio may move
     num_epochs: int = 20  # passes over each batch
     minibatch_size: int = 256  # samples per gradient step
-    entropy_coefficient: float = 0.0  # c_e
-    value_coefficient: float = 0.5  # c_v
+    entropy_coefficient: float = 0.0  # c_e, weight of the entropy in the loss
+    value_coefficient: float = 0.5  # c_v, weight of the value network's loss
     max_grad_norm: float = 0.5  # longest gradient, over all weights together
     hidden_sizes: tuple[int, ...] = (64, 64)  # units of the dense layers (images: Nature CNN)
 
