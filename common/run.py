@@ -340,7 +340,10 @@ def _make_run_dir(config: RunConfig, script: str, seed: int) -> Path:
     }
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        (run_dir / "config.json").write_text(json.dumps(contents, indent=2) + "\n")
+        # Whole or not at all: half of it could neither be resumed nor be started over.
+        temporary = run_dir / "config.tmp"
+        temporary.write_text(json.dumps(contents, indent=2) + "\n")
+        os.replace(temporary, run_dir / "config.json")
     except OSError as error:
         raise UserError(
             f"--run-dir {run_dir}: cannot be written ({error.strerror}); choose another folder"
