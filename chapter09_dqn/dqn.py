@@ -21,14 +21,16 @@ Differs from the book
 1. Several environments step together; one network call chooses all actions.
 2. `--gradient-steps` updates follow each other after every `--train-frequency` steps: for small
    networks many updates in one call cost a fraction of as many calls.
-3. A time limit (`truncated`) does not end the MDP: only `terminated` stops the bootstrap in (2).
+3. The learning rate falls to 0 (`--no-anneal` keeps it). A greedy policy depends on small
+   differences of Q, and full steps to the end can undo at the last moment what was learned.
+4. A time limit (`truncated`) does not end the MDP: only `terminated` stops the bootstrap in (2).
 
 How to run
 ----------
     python chapter09_dqn/dqn.py
     python chapter09_dqn/dqn.py --env-id ALE/Pong-v5 --total-timesteps 300_000 \
         --learning-rate 2e-4 --batch-size 32 --buffer-size 1_000_000 --learning-starts 10_000 \
-        --train-frequency 8 --gradient-steps 2 --target-frequency 4_000 --eval-episodes 20
+        --train-frequency 8 --gradient-steps 2 --target-frequency 4_000 --no-anneal --eval-episodes 20
 
 Expected
 --------
@@ -72,7 +74,8 @@ class Config(RunConfig):
     seed: int = 0  # of everything random
     total_timesteps: int = 50_000  # environment steps, all environments together
     num_envs: int = 8  # environments that step side by side
-    learning_rate: float = 2.3e-3  # α, step size of Adam
+    learning_rate: float = 2.3e-3  # α, step size of Adam at the start
+    anneal: bool = True  # learning rate falls linearly to 0 over the run
     gamma: float = 0.99  # γ, discount factor
     hidden_sizes: tuple[int, ...] = (120, 84)  # units of the dense layers (images: Nature CNN)
     buffer_size: int = 100_000  # transitions in the replay buffer
@@ -146,7 +149,11 @@ def train(config: Config) -> Result:
     q_network = build_q_network(envs.single_observation_space, num_actions, config.hidden_sizes)
     target_network = keras.models.clone_model(q_network)
     copy_weights(q_network, target_network)
-    optimizer = keras.optimizers.Adam(config.learning_rate, global_clipnorm=config.max_grad_norm)
+    updates = config.total_timesteps // config.train_frequency * config.gradient_steps
+    learning_rate = keras.optimizers.schedules.PolynomialDecay(
+        config.learning_rate, max(updates, 1), 0.0 if config.anneal else config.learning_rate
+    )
+    optimizer = keras.optimizers.Adam(learning_rate, global_clipnorm=config.max_grad_norm)
     optimizer.build(q_network.trainable_variables)
     rng = np.random.default_rng([config.seed, 1])
     run.track(q_network=q_network, target_network=target_network, optimizer=optimizer)
