@@ -28,9 +28,10 @@ Differs from the book
 How to run
 ----------
     python chapter09_dqn/dqn.py
-    python chapter09_dqn/dqn.py --env-id ALE/Pong-v5 --total-timesteps 300_000 \
-        --learning-rate 2e-4 --batch-size 32 --buffer-size 1_000_000 --learning-starts 10_000 \
-        --train-frequency 8 --gradient-steps 2 --target-frequency 4_000 --no-anneal --eval-episodes 20
+    python chapter09_dqn/dqn.py --env-id ALE/Pong-v5 --total-timesteps 250_000 \
+        --buffer-size 1_000_000 --learning-starts 10_000 --learning-rate 2e-4 --no-anneal \
+        --batch-size 32 --train-frequency 8 --gradient-steps 4 --target-frequency 1_000 \
+        --eval-episodes 20
 
 Expected
 --------
