@@ -18,10 +18,10 @@ from common.metrics import read_metrics
 
 import matplotlib
 import numpy as np
-from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.rcsetup import cycler
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
 # Okabe and Ito's palette (2008), distinct for every common kind of colour blindness; its yellow
