@@ -1,0 +1,56 @@
+"""Runs that several tests compare with: uninterrupted, one for each script and kind of problem."""
+
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+from tests.processes import DQN, PENDULUM, PONG, PPO, ROOT, SCRIPTS, load, run_to_end
+
+import pytest
+
+sys.path.append(str(ROOT / "tests"))  # for odd_environments, here as in the started processes
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(tmp_path_factory):
+    """Returns a function from a name to the directory of a finished run.
+
+    All of them start at the first call, one after the other in the background: while tests wait
+    for processes of their own, a core is free.
+    """
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    runs = {"dqn": ("dqn", DQN), "ppo": ("ppo", PPO)}
+    runs |= {"pendulum": ("ppo", PENDULUM), "pong": ("dqn", PONG)}
+    with ThreadPoolExecutor(max_workers=1) as background:
+        futures = {
+            name: background.submit(run_to_end, script, *args, "--run-dir", name, cwd=folder)
+            for name, (script, args) in runs.items()
+        }
+
+        def run_dir(name):
+            futures[name].result()
+            return folder / name
+
+        yield run_dir
+        for future in futures.values():
+            future.cancel()
+
+
+@pytest.fixture
+def command_line(capsys, monkeypatch):
+    """Returns a function that calls a script's `main` in this process, which saves its start-up.
+
+    It takes the script's key and its arguments, and returns exit status, stdout and stderr.
+    """
+
+    def call(script, *args):
+        monkeypatch.setattr(sys, "argv", [SCRIPTS[script], *map(str, args)])
+        capsys.readouterr()
+        status = 0
+        try:
+            load(script).main()
+        except SystemExit as ending:
+            status = ending.code or 0
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return call

@@ -1,0 +1,137 @@
+"""`kill -9` at any moment, then `--resume`: the run ends as if nothing had happened."""
+
+import os
+import shutil
+import signal
+
+from tests.processes import (
+    DQN,
+    PENDULUM,
+    PONG,
+    PPO,
+    checkpoints,
+    evaluation,
+    finish,
+    metrics,
+    run,
+    run_to_end,
+    start,
+    steps_logged,
+    wait_for,
+)
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+
+def run_until_killed(script, *args, cwd, at):
+    """Runs a script whose environment sends SIGKILL at its step number `at`."""
+    status, _, err = run(script, *args, cwd=cwd, env={"SIGNAL_AT": str(at)})
+    assert status == -signal.SIGKILL, err
+
+
+def assert_same_run(run_dir, reference):
+    assert metrics(run_dir) == metrics(reference)
+    assert evaluation(run_dir) == evaluation(reference)
+
+
+def test_dqn_killed_four_times_ends_like_the_uninterrupted_run(uninterrupted, tmp_path):
+    total = 3200
+    uninterrupted_run = uninterrupted("dqn")
+    run_dir = tmp_path / "run"
+    resume = ["--resume", run_dir]
+
+    # Before the first checkpoint.
+    run_until_killed("dqn", *DQN, "--run-dir", run_dir, cwd=tmp_path, at=700)
+    assert checkpoints(run_dir) == []
+    assert steps_logged(run_dir)[-1] > 600
+
+    # Between two checkpoints.
+    run_until_killed("dqn", *resume, cwd=tmp_path, at=1700)
+    assert checkpoints(run_dir) == [1000]
+    assert steps_logged(run_dir)[-1] > 1600
+
+    # While a checkpoint is being written: stopped first, so that it cannot end before it dies.
+    process = start("dqn", *resume, cwd=tmp_path)
+    wait_for(lambda: list((run_dir / "checkpoints").glob("*.npz.tmp")), process)
+    process.send_signal(signal.SIGSTOP)
+    os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOWAIT)
+    half_written = list((run_dir / "checkpoints").glob("*.npz.tmp"))
+    process.kill()
+    assert finish(process)[0] == -signal.SIGKILL
+    assert half_written, "the checkpoint was finished before the process could be stopped"
+    written = checkpoints(run_dir)
+    assert written[-1] < total
+
+    # After training, at the first step of the evaluation.
+    run_until_killed("dqn", *resume, cwd=tmp_path, at=total - written[-1] + 1)
+    assert checkpoints(run_dir)[-1] == total
+    assert not (run_dir / "evaluation.json").exists()
+
+    run_to_end("dqn", *resume, cwd=tmp_path)
+    assert_same_run(run_dir, uninterrupted_run)
+    assert not list(run_dir.rglob("*.tmp"))
+    assert_events_match_metrics(run_dir)
+
+
+def assert_events_match_metrics(run_dir):
+    """One event file, with one event for each filled cell of metrics.csv and the same value."""
+    assert len(list(run_dir.glob("events.out.tfevents.*"))) == 1
+    events = EventAccumulator(str(run_dir), size_guidance={"scalars": 0}).Reload()
+    (_, *names), *rows = metrics(run_dir)
+    assert set(names) <= set(events.Tags()["scalars"])
+    for column, name in enumerate(names, start=1):
+        expected = [(int(row[0]), row[column]) for row in rows if row[column]]
+        found = [(event.step, event.value) for event in events.Scalars(name)]
+        assert [step for step, _ in found] == [step for step, _ in expected]
+        values = [float(cell) for _, cell in expected]
+        assert [value for _, value in found] == pytest.approx(values, rel=1e-6)
+
+
+def test_ppo_killed_in_training_and_in_evaluation(uninterrupted, tmp_path):
+    run_dir = tmp_path / "run"
+    run_until_killed("ppo", *PPO, "--run-dir", run_dir, cwd=tmp_path, at=6001)
+    assert checkpoints(run_dir) == [4160]
+    run_until_killed("ppo", "--resume", run_dir, cwd=tmp_path, at=16000 - 4160 + 20)
+    assert checkpoints(run_dir)[-1] == 16000
+    run_to_end("ppo", "--resume", run_dir, cwd=tmp_path)
+    assert_same_run(run_dir, uninterrupted("ppo"))
+
+
+def test_ppo_with_box_actions(uninterrupted, tmp_path):
+    run_dir = tmp_path / "run"
+    run_until_killed("ppo", *PENDULUM, "--run-dir", run_dir, cwd=tmp_path, at=3000)
+    assert checkpoints(run_dir) == [1280, 2560]
+    run_to_end("ppo", "--resume", run_dir, cwd=tmp_path)
+    assert_same_run(run_dir, uninterrupted("pendulum"))
+
+
+def test_dqn_on_an_atari_game_with_its_frame_buffer(uninterrupted, tmp_path):
+    run_dir = tmp_path / "run"
+    process = start("dqn", *PONG, "--run-dir", run_dir, cwd=tmp_path)
+    wait_for(lambda: checkpoints(run_dir)[-1:] >= [204], process)  # the buffer has wrapped around
+    wait_for(lambda: steps_logged(run_dir)[-1] > 230, process)
+    process.kill()
+    assert finish(process)[0] == -signal.SIGKILL
+    assert checkpoints(run_dir)[-1] < 400
+    run_to_end("dqn", "--resume", run_dir, cwd=tmp_path)
+    assert_same_run(run_dir, uninterrupted("pong"))
+
+
+def test_half_a_checkpoint_is_refused_and_deleting_it_helps(uninterrupted, tmp_path, command_line):
+    run_dir = tmp_path / "run"
+    shutil.copytree(uninterrupted("dqn"), run_dir)
+    (run_dir / "evaluation.json").unlink()
+    newest = run_dir / "checkpoints" / "000000003200.npz"
+    os.truncate(newest, newest.stat().st_size // 2)
+
+    status, _, err = command_line("dqn", "--resume", run_dir)
+    assert status == 2
+    assert err == (
+        f"error: the checkpoint {newest} is damaged; "
+        "delete it, then the previous one (000000003000.npz) will be used\n"
+    )
+
+    newest.unlink()
+    run_to_end("dqn", "--resume", run_dir, cwd=tmp_path)
+    assert_same_run(run_dir, uninterrupted("dqn"))
