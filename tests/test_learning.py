@@ -1,0 +1,96 @@
+"""Full targets with default flags over three seeds, by real processes: `make test-learning`.
+
+Prints every seed's result; the docstrings and READMEs quote what it measured.
+"""
+
+import ast
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+from statistics import median
+
+from common import catalog
+
+import pytest
+
+pytestmark = pytest.mark.learning
+
+ROOT = catalog.ROOT
+SEEDS = (0, 1, 2)
+
+
+def documented_flags(script: str, containing: str) -> list[str]:
+    """Flags of the one command under "How to run" that contains a text."""
+    docstring = ast.get_docstring(ast.parse((ROOT / script).read_text()))
+    text = docstring.partition("How to run\n---")[2].partition("\nExpected")[0]
+    commands = [shlex.split(line) for line in text.replace("\\\n", " ").splitlines()]
+    [found] = [words for words in commands if words[:1] == ["python"] and containing in words]
+    assert found[1] == script
+    return found[2:]
+
+
+def run(script: str, flags: list[str], run_dir: Path) -> tuple[dict, float]:
+    """`evaluation.json`, and seconds from the start of the process to its end."""
+    command = [sys.executable, str(ROOT / script), *flags, "--run-dir", str(run_dir)]
+    started = time.perf_counter()
+    done = subprocess.run(
+        command,
+        cwd=run_dir.parent,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    seconds = time.perf_counter() - started
+    assert done.returncode == 0, done.stderr
+    return json.loads((run_dir / "evaluation.json").read_text()), seconds
+
+
+def run_seeds(script: str, flags: list[str], folder: Path, capsys) -> tuple[list[dict], float]:
+    """All seeds one after the other; prints a table, returns evaluations and the longest time."""
+    evaluations, times = [], []
+    with capsys.disabled():
+        print(f"\n{script} {' '.join(flags)}")
+        for seed in SEEDS:
+            result, seconds = run(script, [*flags, "--seed", str(seed)], folder / f"seed{seed}")
+            evaluations.append(result)
+            times.append(seconds)
+            print(
+                f"  seed {seed}: mean return {result['mean_return']:9.3f} "
+                f"+- {result['std_return']:7.3f} over {result['episodes']} episodes, "
+                f"{result['total_timesteps']:>7,} steps, training {result['train_seconds']:5.1f} s "
+                f"({result['steps_per_second']:,.0f} steps/s), process {seconds:5.1f} s",
+                flush=True,
+            )
+        middle = median(result["mean_return"] for result in evaluations)
+        print(f"  median {middle:.3f}, longest process {max(times):.1f} s", flush=True)
+    return evaluations, max(times)
+
+
+@pytest.mark.parametrize(
+    ("script", "containing", "target", "budget"),
+    [
+        ("chapter09_dqn/dqn.py", None, 475.0, 60.0),
+        ("chapter11_policy_gradient/ppo_clip.py", None, 475.0, 60.0),
+        ("chapter11_policy_gradient/ppo_clip.py", "Pendulum-v1", -300.0, 180.0),
+    ],
+)
+def test_target(tmp_path, capsys, script, containing, target, budget):
+    flags = documented_flags(script, containing) if containing else []
+    evaluations, longest = run_seeds(script, flags, tmp_path, capsys)
+    assert all(result["episodes"] == 100 for result in evaluations)
+    assert all(result["env_id"] == (containing or "CartPole-v1") for result in evaluations)
+    assert median(result["mean_return"] for result in evaluations) >= target
+    assert longest <= budget  # seconds on two CPU cores, evaluation included
+
+
+def test_value_iteration(tmp_path, capsys):
+    script = "chapter01_fundamentals/dp_value_iteration.py"
+    evaluations, _ = run_seeds(script, [], tmp_path, capsys)
+    for result in evaluations:
+        assert abs(result["value_start"] - 0.5420259320) < 1e-8
+        assert abs(result["exact_return"] - 0.740165) < 5e-7
+        assert result["solved"]
