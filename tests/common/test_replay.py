@@ -149,7 +149,7 @@ def breakout(num_envs=2, cut_every=0, height=84, width=84):
 
 def test_frames_stored_once_give_the_same_stacks_as_storing_all():
     """Breakout with lost lives, ends of games, cut episodes and rings that wrap more than twice."""
-    envs = breakout(num_envs=3, cut_every=3 * 190, height=30, width=26)
+    envs = breakout(num_envs=3, cut_every=3 * 190, height=40, width=36)
     replay = make_replay(envs, 3 * 200 - 1, seed=0)
     assert isinstance(replay, FrameReplayBuffer)
     seen = {"cuts": 0, "games": 0}
@@ -179,9 +179,16 @@ def test_frames_stored_once_give_the_same_stacks_as_storing_all():
 
 def test_frames_of_very_short_episodes():
     """Whole stacks every 12 steps need more room than there is: the oldest transitions go."""
-    envs = breakout(num_envs=2, cut_every=2 * 12, height=20, width=16)
+    envs = breakout(num_envs=2, cut_every=2 * 12, height=40, width=36)
     replay = FrameReplayBuffer(envs, 2 * 100, seed=0)
-    happened = play(envs, replay, 260)
+
+    def watch(t, happened, truncated):
+        for i, oldest in enumerate(replay.oldest):
+            if oldest > max(0, replay.added - 100):  # the youngest that went had indeed lost a frame
+                first_frame = replay.newest[i, (oldest - 1) % 100] - 3
+                assert first_frame < replay.count[i] - replay.ring
+
+    happened = play(envs, replay, 260, on_add=watch)
     envs.close()
     alive = len(replay)
     assert 150 <= alive < 200  # 260 / (12 + 4) stacks of 4 do not fit beside 100 frames
@@ -212,12 +219,13 @@ def test_frames_come_in_the_shape_that_was_asked_for():
 @pytest.mark.parametrize("steps", [20, 90])
 def test_a_restored_buffer_draws_the_same(tmp_path, kind, steps):
     """Before and after wrapping; and both go on alike."""
-    envs = breakout(height=30, width=26) if kind == "frames" else make_envs("CartPole-v1", 2)
+    envs = breakout(height=40, width=36) if kind == "frames" else make_envs("CartPole-v1", 2)
     ours, theirs = make_replay(envs, 101, seed=1), make_replay(envs, 101, seed=2)
     if kind == "frames":
-        ours.CHUNK = theirs.CHUNK = 7 * 30 * 26  # several chunks, the last one smaller
+        ours.CHUNK = theirs.CHUNK = 7 * 40 * 36  # several chunks, the last one smaller
     play(envs, ours, steps)
     ours.sample(10)  # the generator is not at its beginning
+    play(envs, theirs, 5, seed=9)  # nor is the other buffer empty
 
     path = checkpoint.save(tmp_path, 1, {"replay": ours}, {})
     checkpoint.Checkpoint(path).restore({"replay": theirs})
