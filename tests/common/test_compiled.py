@@ -125,9 +125,9 @@ def test_each_shape_and_type_is_compiled_once(xla):
 
     for _ in range(3):
         np.testing.assert_array_equal(function(np.ones((2, 3)), 1), np.full((2, 3), 3.0))
-        np.testing.assert_array_equal(function(np.ones(4), 1), np.full(4, 3.0))
-        np.testing.assert_array_equal(function(np.ones(4), 0.5), np.full(4, 2.5))
-    assert traced == [((2, 3), tf.int32), ((4,), tf.int32), ((4,), tf.float32)]
+        np.testing.assert_array_equal(function(np.ones(6), 1), np.full(6, 3.0))
+        np.testing.assert_array_equal(function(np.ones(6), 0.5), np.full(6, 2.5))
+    assert traced == [((2, 3), tf.int32), ((6,), tf.int32), ((6,), tf.float32)]
 
 
 def test_results_survive_the_next_call(xla):

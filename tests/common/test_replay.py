@@ -184,7 +184,8 @@ def test_frames_of_very_short_episodes():
 
     def watch(t, happened, truncated):
         for i, oldest in enumerate(replay.oldest):
-            if oldest > max(0, replay.added - 100):  # the youngest that went had indeed lost a frame
+            # The youngest that went had indeed lost a frame.
+            if oldest > max(0, replay.added - 100):
                 first_frame = replay.newest[i, (oldest - 1) % 100] - 3
                 assert first_frame < replay.count[i] - replay.ring
 
