@@ -76,8 +76,8 @@ class _Compiled:
         self._variants: dict[tuple, _Variant] = {}
 
     def __call__(self, *args: Any) -> Any:
-        flat = [np.asarray(leaf) for leaf in tf.nest.flatten(args)]
-        key = tuple((leaf.shape, leaf.dtype.char) for leaf in flat)
+        flat: list[np.ndarray] = []
+        key = _flatten(args, flat)
         variant = self._variants.get(key)
         if variant is None:
             variant = _Variant(self._function, args, flat, self._xla, self._loop, self._twin)
@@ -185,6 +185,17 @@ def mean_over(function: Callable[[Any], Any], slices: Any) -> Any:
         lambda k, _: k < repetitions, body, (tf.constant(1), first), parallel_iterations=1
     )
     return tf.nest.map_structure(lambda total: total / repetitions, totals)
+
+
+def _flatten(structure: Any, leaves: list[np.ndarray]) -> Any:
+    """Appends the arrays of a structure in `tf.nest` order; returns what makes a variant."""
+    if isinstance(structure, tuple | list):
+        return (type(structure), *[_flatten(part, leaves) for part in structure])
+    if isinstance(structure, dict):
+        return tuple((key, _flatten(structure[key], leaves)) for key in sorted(structure))
+    leaf = np.asarray(structure)
+    leaves.append(leaf)
+    return leaf.shape, leaf.dtype.char
 
 
 def _leaves(structure: Any) -> list[tuple]:

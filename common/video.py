@@ -47,15 +47,20 @@ def record(
     fps, frames = frames_of(policy, env_id, seed, env_kwargs or {})
     first = next(frames)
     height, width = first.shape[0] // 2 * 2, first.shape[1] // 2 * 2  # the codec wants even sizes
-    path.parent.mkdir(parents=True, exist_ok=True)
-    writer = imageio_ffmpeg.write_frames(
-        str(path), (width, height), fps=fps, macro_block_size=2, ffmpeg_log_level="error"
-    )
-    writer.send(None)
-    writer.send(np.ascontiguousarray(first[:height, :width]))
-    for _, frame in zip(range(max_frames - 1), frames, strict=False):
-        writer.send(np.ascontiguousarray(frame[:height, :width]))
-    writer.close()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        writer = imageio_ffmpeg.write_frames(
+            str(path), (width, height), fps=fps, macro_block_size=2, ffmpeg_log_level="error"
+        )
+        writer.send(None)
+        writer.send(np.ascontiguousarray(first[:height, :width]))
+        for _, frame in zip(range(max_frames - 1), frames, strict=False):
+            writer.send(np.ascontiguousarray(frame[:height, :width]))
+        writer.close()
+    except OSError as error:  # a full disk arrives as a broken pipe: the encoder gave up
+        raise UserError(
+            f"--capture-video: cannot write {path}; make room or choose another folder"
+        ) from error
     return path
 
 
