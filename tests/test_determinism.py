@@ -49,16 +49,18 @@ SMALL_PPO = {
 }
 
 
-@pytest.mark.parametrize(
-    ("script", "env_id", "settings"),
-    [("dqn", "FrozenLake-v1", SMALL_DQN), ("ppo", "Pendulum-v1", SMALL_PPO)],
-)
-def test_train_called_from_python(script, env_id, settings, tmp_path):
-    """One process trains several times: what one run leaves behind must not reach the next."""
+@pytest.mark.parametrize(("script", "settings"), [("dqn", SMALL_DQN), ("ppo", SMALL_PPO)])
+def test_train_called_from_python(script, settings, tmp_path):
+    """One process trains several times: what one run leaves behind must not reach the next.
+
+    Nothing in this environment is random: what differs comes from networks and exploration.
+    """
     module = load(script)
 
     def train(name, seed):
-        config = module.Config(env_id=env_id, seed=seed, run_dir=str(tmp_path / name), **settings)
+        config = module.Config(
+            env_id="CliffWalking-v1", seed=seed, run_dir=str(tmp_path / name), **settings
+        )
         return module.train(config)
 
     first, again, other = train("first", 0), train("again", 0), train("other", 1)

@@ -84,7 +84,9 @@ def test_full_disk(uninterrupted, small_disk, tmp_path):
 def test_control_c(tmp_path):
     run_dir = tmp_path / "run"
     args = [*DQN, "--total-timesteps", 10**7, "--checkpoint-every", 2000]
-    process = start("dqn", *args, "--run-dir", run_dir, cwd=tmp_path)
+    # Processes in the background of a shell script are started to ignore Ctrl-C.
+    listening = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+    process = start("dqn", *args, "--run-dir", run_dir, cwd=tmp_path, **listening)
     wait_for(lambda: checkpoints(run_dir), process)
     process.send_signal(signal.SIGINT)
     status, _, err = finish(process)

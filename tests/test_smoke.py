@@ -47,7 +47,7 @@ PPO = """total_timesteps=64 num_envs=2 num_steps=8 num_epochs=1 minibatch_size=8
     ("script", "env_id", "settings"),
     [
         ("dqn", "Taxi-v4", DQN),  # Discrete observations
-        ("ppo", "CliffWalking-v1", PPO),
+        ("ppo", "FrozenLake-v1", PPO),
         ("ppo", "ALE/Pong-v5", PPO),  # images
     ],
 )
