@@ -49,6 +49,7 @@ def set_state(thing: Any, state: Mapping[str, np.ndarray]) -> None:
     elif hasattr(thing, "set_state"):
         thing.set_state(state)
     else:
+        assert len(state) == len(thing.variables), "build models and optimizers before Run.track"
         for i, variable in enumerate(thing.variables):
             variable.assign(state[f"{i:03d}"])
 
