@@ -73,7 +73,7 @@ class Config(RunConfig):
 
     env_id: str = "CartPole-v1"  # Gymnasium id, ALE/Game-v5 or module:Id-v0; discrete actions
     seed: int = 0  # of everything random
-    total_timesteps: int = 50_000  # environment steps, all environments together
+    total_timesteps: int = 75_000  # environment steps, all environments together
     num_envs: int = 8  # environments that step side by side
     learning_rate: float = 2.3e-3  # α, step size of Adam at the start
     anneal: bool = True  # learning rate falls linearly to 0 over the run
@@ -84,7 +84,7 @@ class Config(RunConfig):
     learning_starts: int = 1_000  # steps before the first gradient step
     train_frequency: int = 256  # steps between trainings
     gradient_steps: int = 128  # gradient steps per training
-    target_frequency: int = 256  # C, steps between copies θ' <- θ
+    target_frequency: int = 512  # C, steps between copies θ' <- θ
     start_epsilon: float = 1.0  # ε at the first step
     end_epsilon: float = 0.04  # ε at the end of exploration
     exploration_fraction: float = 0.16  # part of the run over which ε falls
