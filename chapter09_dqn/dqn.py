@@ -88,7 +88,6 @@ class Config(RunConfig):
     start_epsilon: float = 1.0  # ε at the first step
     end_epsilon: float = 0.04  # ε at the end of exploration
     exploration_fraction: float = 0.16  # part of the run over which ε falls
-    max_grad_norm: float = 10.0  # longest gradient, over all weights together
 
 
 def build_q_network(
@@ -154,7 +153,7 @@ def train(config: Config) -> Result:
     learning_rate = keras.optimizers.schedules.PolynomialDecay(
         config.learning_rate, max(updates, 1), 0.0 if config.anneal else config.learning_rate
     )
-    optimizer = keras.optimizers.Adam(learning_rate, global_clipnorm=config.max_grad_norm)
+    optimizer = keras.optimizers.Adam(learning_rate)
     optimizer.build(q_network.trainable_variables)
     rng = np.random.default_rng([config.seed, 1])
     run.track(q_network=q_network, target_network=target_network, optimizer=optimizer)
