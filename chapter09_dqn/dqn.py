@@ -80,7 +80,7 @@ class Config(RunConfig):
     gamma: float = 0.99  # γ, discount factor
     hidden_sizes: tuple[int, ...] = (120, 84)  # units of the dense layers (images: Nature CNN)
     buffer_size: int = 100_000  # transitions in the replay buffer
-    batch_size: int = 64  # B, transitions per gradient step
+    batch_size: int = 128  # B, transitions per gradient step
     learning_starts: int = 1_000  # steps before the first gradient step
     train_frequency: int = 256  # steps between trainings
     gradient_steps: int = 128  # gradient steps per training
