@@ -33,7 +33,10 @@ How to run
 
 Expected
 --------
-Measured: pending
+Measured: V*(s0) = 0.5420259320 after 704 sweeps, goal in 74.0% of episodes (exact), 2 s
+
+Gymnasium's lakes with their time limits of 100 and 200 steps: 4x4, γ = 0.99: 74.02%, played
+1000 times with seeds 0, 1, 2: 75.2%, 74.6%, 73.9%. 8x8, γ = 1: 2.2% although V*(s0) = 1.
 
 Paper
 -----

@@ -34,7 +34,11 @@ How to run
 
 Expected
 --------
-Measured: pending
+Measured: 500.0 mean return (median of seeds 0, 1, 2), 11 s on two CPU cores
+
+CartPole-v1, 100,000 steps, 100 greedy episodes: 500.0, 500.0, 500.0 for seeds 0, 1, 2.
+Pendulum-v1 by the second command, 200,000 steps: -167.5, -166.4, -166.4, in 14 s. Random play
+earns 22.7 and -1230.
 
 Paper
 -----
