@@ -53,6 +53,20 @@ class Chain(gym.Env):
         return self.state, float(terminated), terminated, False, {}
 
 
+class Thirteen(gym.Env):
+    """One step: the closer the action is to 13, the better; bounds 10 and 20."""
+
+    observation_space = Box(0.0, 1.0, (1,), np.float32)
+    action_space = Box(10.0, 20.0, (1,), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.ones(1, np.float32), {}
+
+    def step(self, action):
+        return np.ones(1, np.float32), -((float(action[0]) - 13.0) ** 2), True, False, {}
+
+
 # Q*(s, a) of the chain for γ = 0.9; going left at the left end stays there.
 CHAIN_GAMMA = 0.9
 CHAIN_Q = np.array([[0.729, 0.81], [0.729, 0.9], [0.81, 1.0]])
@@ -61,3 +75,4 @@ gym.register("Onward-v0", Onward, max_episode_steps=LIMIT)
 gym.register("Constant-v0", Onward, max_episode_steps=LIMIT, kwargs={"constant": True})
 gym.register("OnwardBox-v0", Onward, max_episode_steps=LIMIT, kwargs={"continuous": True})
 gym.register("Chain-v0", Chain, max_episode_steps=20)
+gym.register("Thirteen-v0", Thirteen)

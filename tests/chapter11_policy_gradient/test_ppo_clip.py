@@ -319,3 +319,17 @@ def test_improves_on_pendulum(tmp_path):
     assert np.abs(action).max() <= 2.0
     # A random policy earns -1230.
     assert np.mean(episode_returns(result.policy, "Pendulum-v1", 50, seed=0)) >= -600
+
+
+def test_finds_the_best_action_between_lopsided_bounds(tmp_path):
+    # Bounds 10 and 20, best action 13: only samples as they were drawn have the right probability.
+    config = Config(
+        env_id="known_values:Thirteen-v0",
+        num_steps=32,
+        learning_rate=1e-2,
+        total_timesteps=10_000,
+        hidden_sizes=(16,),
+        run_dir=str(tmp_path),
+    )
+    result = ppo_clip.train(config)
+    assert result.policy(np.ones((1, 1), np.float32))[0, 0] == pytest.approx(13.0, abs=0.25)
