@@ -43,6 +43,7 @@ Paper
 Bellman, "A Markovian decision process", Journal of Mathematics and Mechanics 6, 1957.
 """
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -131,8 +132,10 @@ def train(config: Config) -> Result:
         delta = np.abs(new_V - V).max()
         V[:] = new_V
         run.log({"train/delta": delta, "train/value_start": model.start @ V})
-        if delta <= (bound or config.theta):  # (3)
+        if delta < (bound or config.theta):  # (3)
             run.stop()
+    if not run.stopped:
+        print(f"--max-sweeps {config.max_sweeps}: reached before V converged", file=sys.stderr)
 
     Q = q_values(V, model, config.gamma)
     policy = greedy(Q, model)

@@ -152,9 +152,13 @@ def train(config: Config) -> Result:
     q_network = build_q_network(envs.single_observation_space, num_actions, config.hidden_sizes)
     target_network = keras.models.clone_model(q_network)
     copy_weights(q_network, target_network)
-    updates = config.total_timesteps // config.train_frequency * config.gradient_steps
+    trainings, skipped = (
+        steps // config.train_frequency
+        for steps in (config.total_timesteps, config.learning_starts)
+    )
+    updates = max((trainings - skipped) * config.gradient_steps, 1)
     learning_rate = keras.optimizers.schedules.PolynomialDecay(
-        config.learning_rate, max(updates, 1), 0.0 if config.anneal else config.learning_rate
+        config.learning_rate, updates, 0.0 if config.anneal else config.learning_rate
     )
     optimizer = keras.optimizers.Adam(learning_rate)
     optimizer.build(q_network.trainable_variables)

@@ -53,7 +53,7 @@ from common.acting import forward
 from common.checkpoint import restore_latest
 from common.cli import command, parse
 from common.compiled import compiled, mean_over, use_threads
-from common.config import RunConfig
+from common.config import RunConfig, check_config
 from common.environments import make_envs, successor
 from common.errors import UserError
 from common.evaluation import report
@@ -287,9 +287,10 @@ def flatten(array: np.ndarray) -> np.ndarray:
 
 
 def check(config: Config) -> None:
-    """Rejects hyperparameters that do not fit together."""
+    """Rejects hyperparameters that make no sense, alone or together."""
+    check_config(config)
     batch = config.num_envs * config.num_steps
-    if config.minibatch_size < 1 or batch % config.minibatch_size:
+    if batch % config.minibatch_size:
         raise UserError(
             f"--minibatch-size {config.minibatch_size}: must divide --num-envs times --num-steps, "
             f"{batch}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from types import ModuleType
 
 from common import catalog, video
 from common.cli import command
-from common.environments import make_env, make_envs, reset_seed
+from common.environments import EVALUATION_LIMIT, make_env, make_envs, reset_seed
 from common.errors import UserError
 from common.evaluation import STREAM, episode_returns
 from common.run import Policy, read_config, read_run
@@ -25,7 +26,7 @@ def load_script(run_dir: Path) -> ModuleType:
     Raises:
         UserError: the folder holds no run, or its script is none of ours.
     """
-    name = read_run(run_dir)["script"]
+    name = read_run(run_dir, flag="")["script"]
     known = {path.relative_to(catalog.ROOT).as_posix(): path for path in catalog.script_paths()}
     if name not in known:
         raise UserError(f"{run_dir}: made by {name}, which is no script of this project")
@@ -42,24 +43,23 @@ def show(policy: Policy, env_id: str, seed: int, env_kwargs: dict) -> None:
     """Plays one episode in a window.
 
     Raises:
-        UserError: there is no display.
+        UserError: Atari games cannot be shown.
     """
     envs = make_envs(env_id, 1, training=False, **env_kwargs)
     if envs.is_atari:
         raise UserError("--show: Atari games have no window here; use --video")
     envs.close()
-    try:
-        env = make_env(env_id, render_mode="human", **env_kwargs)
-        state, _ = env.reset(seed=seed)
-        done = False
-        while not done:
-            state, _, terminated, truncated, _ = env.step(policy(np.asarray(state)[None])[0])
-            done = terminated or truncated
-        env.close()
-    except Exception as error:  # every window system has its own exception
-        if "display" in str(error).lower() or "video" in str(error).lower():
-            raise UserError(f"--show: no display ({error}); use --video") from error
-        raise
+    env = make_env(env_id, render_mode="human", **env_kwargs)
+    state, _ = env.reset(seed=seed)
+    for _ in range(EVALUATION_LIMIT):
+        state, _, terminated, truncated, _ = env.step(policy(np.asarray(state)[None])[0])
+        if terminated or truncated:
+            break
+    env.close()
+
+
+def _has_screen() -> bool:
+    return sys.platform != "linux" or bool({"DISPLAY", "WAYLAND_DISPLAY"} & set(os.environ))
 
 
 @command
@@ -72,6 +72,12 @@ def main() -> None:
     parser.add_argument("--video", action="store_true", help="record an episode to RUN/videos/")
     parser.add_argument("--show", action="store_true", help="show an episode in a window")
     arguments = parser.parse_args()
+    if arguments.episodes < 1:
+        raise UserError(f"--episodes {arguments.episodes}: must be at least 1")
+    if arguments.seed is not None and arguments.seed < 0:
+        raise UserError(f"--seed {arguments.seed}: must be 0 or more")
+    if arguments.show and not _has_screen():
+        raise UserError("--show: this machine has no screen; use --video")
 
     script = load_script(arguments.run)
     stored = read_config(arguments.run, script.Config, read_run(arguments.run)["script"])

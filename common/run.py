@@ -27,7 +27,9 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
 LOG_POINTS = 200  # rows of metrics.csv per run
-MIN_CHECKPOINT_EVERY = 10_000  # steps; a cut costs nothing when episodes are shorter than that
+# Steps of one environment between checkpoints, at least: a cut must be rare beside the ends of
+# episodes, and Atari games are long.
+MIN_STEPS_BETWEEN_CUTS, MIN_ATARI_STEPS_BETWEEN_CUTS = 1_250, 12_500
 
 Policy = Callable[[np.ndarray], np.ndarray]
 C = TypeVar("C", bound=RunConfig)
@@ -77,7 +79,7 @@ class Run:
         self.seed: int = getattr(config, "seed", 0)
         self.step = 0  # environment steps so far
         self.log_every = self.checkpoint_every = 0
-        self._increment, self._stopped = 1, False
+        self._increment, self.stopped = 1, False
         self._tracked: dict[str, Any] = {}
         self._sums: dict[str, float] = {}
         self._counts: dict[str, int] = {}
@@ -93,9 +95,10 @@ class Run:
             self._checkpoint = checkpoint.Checkpoint(path) if path else None
         else:
             self.run_dir = _make_run_dir(config, script, self.seed)
+        print(f"run directory: {self.run_dir}", file=sys.stderr, flush=True)
         meta = self._checkpoint.meta if self._checkpoint else {}
         if meta:
-            self.step, self._stopped = meta["step"], meta["stopped"]
+            self.step, self.stopped = meta["step"], meta["stopped"]
             self._sums, self._counts = meta["sums"], meta["counts"]
             self._episodes = [tuple(episode) for episode in meta["episodes"]]
             self._recent.extend(meta["recent"])
@@ -140,7 +143,7 @@ class Run:
         """
         self._increment = increment
         self.log_every = _round_up(log_every or total / LOG_POINTS, increment)
-        every = self.config.checkpoint_every or max(total // 10, MIN_CHECKPOINT_EVERY)
+        every = self.config.checkpoint_every or max(total // 10, self._rarest_cut())
         self.checkpoint_every = _round_up(every, increment)
         if self.envs is not None:
             self.envs.cut_every, self.envs.seed = self.checkpoint_every, self.seed
@@ -150,11 +153,11 @@ class Run:
         self._first_step, self._first_time = self._row_step, self._row_time
         passes = 0
         try:
-            while self.step < total and not self._stopped:
+            while self.step < total and not self.stopped:
                 yield self.step
                 self.step += increment
                 passes += 1
-                last = self.step >= total or self._stopped
+                last = self.step >= total or self.stopped
                 if self.step % self.log_every == 0 or last:
                     self._write_row(progress)
                 if self.step % self.checkpoint_every == 0 or last:
@@ -164,9 +167,17 @@ class Run:
         finally:
             progress.close()
 
+    def _rarest_cut(self) -> int:
+        if self.envs is None:
+            return 1
+        atari = self.envs.is_atari
+        return self.envs.num_envs * (
+            MIN_ATARI_STEPS_BETWEEN_CUTS if atari else MIN_STEPS_BETWEEN_CUTS
+        )
+
     def stop(self) -> None:
         """Makes this pass of the loop the last one."""
-        self._stopped = True
+        self.stopped = True
 
     def every(self, interval: int) -> bool:
         """Whether this pass of the loop takes the run across a multiple of `interval` steps."""
@@ -231,12 +242,24 @@ class Run:
                     f"--learning-rate; last good checkpoint: {kept or 'none yet'}"
                 )
 
+    def _check_weights(self) -> None:
+        # The loss is computed before its gradient is applied: the last step may have done the harm.
+        for name, thing in self._tracked.items():
+            for variable in getattr(thing, "variables", ()):
+                if not np.all(np.isfinite(np.asarray(variable, np.float64))):
+                    raise UserError(
+                        f"{name} has weights that are not finite by step {self.step}: training "
+                        f"diverged, lower --learning-rate; last good checkpoint: "
+                        f"{checkpoint.latest(self.run_dir) or 'none yet'}"
+                    )
+
     def _save(self) -> None:
         self._collect_episodes()
         self._check_finite()
+        self._check_weights()
         meta = {
             "step": self.step,
-            "stopped": self._stopped,
+            "stopped": self.stopped,
             "rows": len(self._metrics.rows),
             "columns": len(self._metrics.columns),
             "sums": self._sums,
@@ -260,8 +283,12 @@ def resume_hint() -> str:
     return f" at step {_current.step:,}; --resume {_current.run_dir} goes on from {at}"
 
 
-def read_run(run_dir: Path | str) -> dict[str, Any]:
+def read_run(run_dir: Path | str, flag: str = "--resume ") -> dict[str, Any]:
     """`config.json` of a run.
+
+    Args:
+        run_dir: the run's folder.
+        flag: what stands before the folder's name in an error message.
 
     Raises:
         UserError: the folder holds no run.
@@ -274,7 +301,7 @@ def read_run(run_dir: Path | str) -> dict[str, Any]:
         return stored
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"--resume {run_dir}: no run there (no readable config.json); "
+            f"{flag}{run_dir}: no run there (no readable config.json); "
             "give the folder that a run printed at its start"
         ) from error
 

@@ -29,6 +29,13 @@ def test_own_environment_example_trains(tmp_path: Path) -> None:
     assert all(-50.0 <= value <= -6.0 for value in evaluation["returns"])
 
 
+def test_nothing_is_left_to_fill_in() -> None:
+    for path in [*ROOT.glob("*.md"), *ROOT.glob("*/README.md"), *ROOT.glob("chapter*/*.py")]:
+        text = path.read_text()
+        assert not re.search(r"\b(?:TODO|FIXME|SPEED_TABLE|RESULTS?8?)\b", text), path
+        assert "Measured: pending" not in text, path
+
+
 def test_every_file_and_flag_it_names_exists() -> None:
     for path in re.findall(
         r"(?:chapter|common|benchmarks|docs)[\w/]*/[\w.]+\.(?:py|md|png)", README

@@ -1,6 +1,7 @@
 """Gymnasium and Atari environments, several at a time, with every end of an episode told right."""
 
 from common.environments.vector import (
+    EVALUATION_LIMIT,
     VectorEnvs,
     make_env,
     make_envs,
@@ -9,4 +10,12 @@ from common.environments.vector import (
     successor,
 )
 
-__all__ = ["VectorEnvs", "make_env", "make_envs", "reset_seed", "reward_threshold", "successor"]
+__all__ = [
+    "EVALUATION_LIMIT",
+    "VectorEnvs",
+    "make_env",
+    "make_envs",
+    "reset_seed",
+    "reward_threshold",
+    "successor",
+]

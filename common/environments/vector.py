@@ -14,6 +14,9 @@ import numpy as np
 from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
+# Evaluation of an environment without a time limit: a policy that runs in circles must end, too.
+EVALUATION_LIMIT = 10_000  # steps per episode
+
 
 def make_envs(env_id: str, num_envs: int, *, training: bool = True, **kwargs: Any) -> VectorEnvs:
     """Makes `num_envs` copies of an environment that step together.
@@ -21,8 +24,9 @@ def make_envs(env_id: str, num_envs: int, *, training: bool = True, **kwargs: An
     Args:
         env_id: a registered Gymnasium id, `ALE/Game-v5`, or `module:Id-v0` (imports `module`).
         num_envs: number of copies N.
-        training: Atari only: while training, losing a life ends an episode for the learner
-            (`terminated`) although the game goes on; evaluation plays whole games.
+        training: for training, losing a life in an Atari game ends an episode for the learner
+            (`terminated`) although the game goes on; evaluation plays whole games, and cuts
+            episodes of environments without a time limit after `EVALUATION_LIMIT` steps.
         **kwargs: passed to the environment's constructor (Atari: to `AtariVectorEnv`).
 
     Returns:
@@ -49,6 +53,8 @@ def make_envs(env_id: str, num_envs: int, *, training: bool = True, **kwargs: An
                 **kwargs,
             )
         else:
+            if not training and spec.max_episode_steps is None:
+                kwargs = {"max_episode_steps": EVALUATION_LIMIT} | kwargs
             # The checker is for authors of environments; it costs a third of a CartPole step.
             make = partial(gym.make, spec, disable_env_checker=True, **kwargs)
             envs = SyncVectorEnv(

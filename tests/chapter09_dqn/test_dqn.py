@@ -2,7 +2,7 @@
 
 from chapter09_dqn import dqn
 from chapter09_dqn.dqn import Config, build_q_network, build_train_step, epsilon_greedy
-from common.checkpoint import restore_latest
+from common.checkpoint import latest, restore_latest
 from common.compiled import compiled
 from common.errors import UserError
 from common.evaluation import episode_returns
@@ -242,3 +242,38 @@ def test_flags_that_do_not_fit_together(tmp_path):
 def test_learns_cartpole(tmp_path):
     result = dqn.train(Config(total_timesteps=30_000, run_dir=str(tmp_path)))
     assert np.mean(episode_returns(result.policy, "CartPole-v1", 50, seed=0)) >= 150  # random: 22
+
+
+@pytest.mark.parametrize("anneal", [True, False])
+def test_the_learning_rate_ends_at_zero(tmp_path, monkeypatch, anneal):
+    optimizers = []
+
+    class Adam(keras.optimizers.Adam):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            optimizers.append(self)
+
+    monkeypatch.setattr(dqn.keras.optimizers, "Adam", Adam)
+    flags = {"learning_rate": 1e-3, "train_frequency": 256, "gradient_steps": 2}
+    config = Config(
+        total_timesteps=3_000, learning_starts=1_000, anneal=anneal, run_dir=str(tmp_path), **flags
+    )
+    dqn.train(config)
+    assert int(optimizers[0].iterations) == 16  # after steps 1024, 1280, ..., 2816
+    end = 0.0 if anneal else 1e-3
+    assert float(optimizers[0].learning_rate) == pytest.approx(end, abs=1e-9)
+
+
+def test_atari_rewards_are_clipped_for_the_learner_only(tmp_path):
+    config = Config(
+        env_id="ALE/MsPacman-v5",  # ten points a pellet
+        num_envs=2,
+        total_timesteps=600,
+        buffer_size=600,
+        learning_starts=600,
+        run_dir=str(tmp_path),
+    )
+    dqn.train(config)
+    with np.load(latest(tmp_path)) as archive:
+        rewards = archive["replay/reward"]
+    assert set(np.unique(rewards)) == {0.0, 1.0}

@@ -206,3 +206,11 @@ def test_a_mean_at_the_target_is_solved(tmp_path):
 def test_a_file_that_cannot_be_written_is_told(tmp_path):
     with pytest.raises(UserError, match=r"cannot write .*evaluation\.json"):
         write_json(tmp_path / "missing" / "evaluation.json", {})
+
+
+def test_walking_in_circles_ends_where_the_environment_sets_no_limit():
+    # Up and up again: the agent never leaves the corner of CliffWalking, at -1 a step.
+    def upwards(state):
+        return np.zeros(len(state), int)
+
+    assert episode_returns(upwards, "CliffWalking-v1", 1, seed=0) == [-10_000.0]
