@@ -52,7 +52,7 @@ run: $(RUN_STAMP)  ## train an agent; SCRIPT=chapter09_dqn/dqn.py ARGS="--seed 1
 	@$(PY) $(SCRIPT) $(ARGS)
 
 test: $(DEV_STAMP)  ## run the tests; ARGS="-k replay"
-	@$(PY) -m pytest -m "not learning" $(ARGS)
+	@$(PY) -m pytest -m "not learning" -n 2 --dist loadfile $(ARGS)
 
 test-learning: $(DEV_STAMP)  ## train every script to its full target: minutes each, not part of CI
 	@$(PY) -m pytest -m learning $(ARGS)
