@@ -95,7 +95,6 @@ class Run:
             self._checkpoint = checkpoint.Checkpoint(path) if path else None
         else:
             self.run_dir = _make_run_dir(config, script, self.seed)
-        print(f"run directory: {self.run_dir}", file=sys.stderr, flush=True)
         meta = self._checkpoint.meta if self._checkpoint else {}
         if meta:
             self.step, self.stopped = meta["step"], meta["stopped"]
@@ -104,6 +103,7 @@ class Run:
             self._recent.extend(meta["recent"])
             self._seconds_before = meta["seconds"]
         self._metrics = MetricsWriter(self.run_dir, meta.get("rows", 0), meta.get("columns", 2))
+        print(f"run directory: {self.run_dir}", file=sys.stderr, flush=True)
         global _current
         _current = self
 

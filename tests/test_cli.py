@@ -50,7 +50,7 @@ BAD = {
     "gamma nan": ("ppo", "--gamma nan", "finite"),
     "no units": ("dqn", "--hidden-sizes 64 0", "at least 1"),
     "minibatch": ("ppo", "--minibatch-size 7", "must divide"),
-    "no minibatch": ("ppo", "--minibatch-size 0", "must divide"),
+    "no minibatch": ("ppo", "--minibatch-size 0", "must be at least 1"),
     "map of another": ("value_iteration", "--map SF/FG --env-id Taxi-v4", "only FrozenLake"),
     "map": ("value_iteration", "--map SFX/FFG", "S (start), F, H and G"),
     "below a file": ("dqn", "--run-dir a_file/run", "Not a directory"),

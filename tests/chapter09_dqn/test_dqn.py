@@ -240,7 +240,7 @@ def test_flags_that_do_not_fit_together(tmp_path):
 
 
 def test_learns_cartpole(tmp_path):
-    result = dqn.train(Config(total_timesteps=30_000, run_dir=str(tmp_path)))
+    result = dqn.train(Config(run_dir=str(tmp_path)))  # all of seeds 0 to 7 end above 230
     assert np.mean(episode_returns(result.policy, "CartPole-v1", 50, seed=0)) >= 150  # random: 22
 
 
