@@ -53,10 +53,9 @@ from common.checkpoint import restore_latest
 from common.cli import command, parse
 from common.config import RunConfig
 from common.environments import make_env
-from common.environments.tabular import Model, grid_of, tabular_model
-from common.errors import UserError
+from common.environments.tabular import Model, exact_facts, tabular_model, toy_text_kwargs
 from common.evaluation import report
-from common.maps import ARROWS, draw_map
+from common.maps import draw_values
 from common.metrics import read_metrics
 from common.run import Policy, Result, Run
 
@@ -108,16 +107,6 @@ def greedy(Q: np.ndarray, model: Model, tolerance: float = 1e-7) -> np.ndarray:
         settled |= new
 
 
-def exact_return(policy: np.ndarray, model: Model, max_steps: int) -> float:
-    """Expected undiscounted return of a policy within the environment's time limit."""
-    every = np.arange(len(policy))
-    transition, reward = model.transition[every, policy], model.reward[every, policy]
-    V = np.zeros(len(policy))
-    for _ in range(max_steps):
-        V = reward + transition @ V  # [S], with one more step to go
-    return float(model.start @ V)
-
-
 def train(config: Config) -> Result:
     """Runs value iteration; see `Config` for everything that can be set."""
     env = make_env(config.env_id, **env_kwargs(config))
@@ -140,11 +129,7 @@ def train(config: Config) -> Result:
     Q = q_values(V, model, config.gamma)
     policy = greedy(Q, model)
     np.savez(run.run_dir / "tables.npz", V=V, Q=Q, policy=policy)
-    limit = env.spec.max_episode_steps if env.spec else None
-    facts = {
-        "value_start": float(model.start @ V),
-        "exact_return": exact_return(policy, model, limit) if limit else None,
-    }
+    facts = {"value_start": float(model.start @ V)} | exact_facts(env, config.env_id, policy)
     draw(run.run_dir, config, env, V, policy)
     return run.finish(lambda state: policy[state], facts)
 
@@ -160,19 +145,8 @@ def load_policy(config: Config) -> Policy:
 
 
 def env_kwargs(config: Config) -> dict[str, Any]:
-    """Arguments of FrozenLake's constructor."""
-    if not config.env_id.startswith("FrozenLake"):
-        if config.map:
-            raise UserError(f"--map {config.map}: only FrozenLake has maps, not {config.env_id}")
-        return {}
-    rows = config.map.split("/")
-    known = set("SG") <= set(config.map) <= set("SFHG/")
-    if config.map and (len({len(row) for row in rows}) != 1 or not known):
-        raise UserError(
-            f"--map {config.map}: must be rows of equal length from S (start), F, H and G (goal), "
-            "joined by '/', with at least one S and one G"
-        )
-    return {"is_slippery": config.slippery} | ({"desc": rows} if config.map else {})
+    """Arguments of the environment's constructor."""
+    return toy_text_kwargs(config.env_id, config.map, config.slippery)
 
 
 def draw(run_dir: Path, config: Config, env: Any, V: np.ndarray, policy: np.ndarray) -> None:
@@ -184,12 +158,7 @@ def draw(run_dir: Path, config: Config, env: Any, V: np.ndarray, policy: np.ndar
         left.set(xlabel="sweeps", ylabel="largest change of V in a sweep", title=title)
         right.plot(metrics["step"], metrics["train/value_start"])
         right.set(xlabel="sweeps", ylabel="mean V of the start states")
-    grid = grid_of(env)
-    name = config.env_id.split("-")[0].removesuffix("8x8").removesuffix("Slippery")
-    if grid is not None and name in ARROWS:
-        size = (0.9 * len(grid[0]) + 2.2, 0.8 * len(grid) + 1.2)
-        with plots.figure(run_dir / "values.png", size=size) as [axes]:
-            draw_map(axes, grid, V, policy, ARROWS[name], title)
+    draw_values(run_dir / "values.png", env, config.env_id, V, policy, title)
 
 
 @command

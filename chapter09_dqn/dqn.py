@@ -57,10 +57,10 @@ from common.checkpoint import restore_latest
 from common.cli import command, parse
 from common.compiled import compiled, use_threads
 from common.config import RunConfig, check_config
-from common.environments import make_envs, successor
+from common.environments import is_image, make_envs, successor
 from common.errors import UserError
 from common.evaluation import report
-from common.networks import body, copy_weights, is_image
+from common.networks import body, copy_weights
 from common.policies import require_discrete
 from common.replay import Batch, make_replay
 from common.run import Policy, Result, Run
@@ -132,7 +132,11 @@ def build_train_step(
             loss = tf.reduce_mean(td_error**2)  # (3)
         gradients = tape.gradient(loss, [variable.value for variable in variables])
         optimizer.apply(gradients, variables)
-        return {"train/loss": loss, "train/q_value": tf.reduce_mean(q_value)}
+        return {
+            "train/loss": loss,
+            "train/q_value": tf.reduce_mean(q_value),
+            "train/learning_rate": optimizer.learning_rate,
+        }
 
     return train_step
 

@@ -54,10 +54,10 @@ from common.checkpoint import restore_latest
 from common.cli import command, parse
 from common.compiled import compiled, mean_over, use_threads
 from common.config import RunConfig, check_config
-from common.environments import make_envs, successor
+from common.environments import is_image, make_envs, successor
 from common.errors import UserError
 from common.evaluation import report
-from common.networks import body, is_image
+from common.networks import body
 from common.policies import categorical, diagonal_gaussian, rescale_action
 from common.returns import gae
 from common.run import Policy, Result, Run

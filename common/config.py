@@ -62,6 +62,10 @@ def _sizes(x: Any) -> bool:
     return all(size >= 1 for size in x)
 
 
+def _step_size(x: Any) -> bool:
+    return 0.0 < x <= 1.0
+
+
 def _positive(x: Any) -> bool:
     return x > 0.0
 
@@ -71,7 +75,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
         (
             "total_timesteps num_envs num_episodes batch_size buffer_size train_frequency "
             "gradient_steps target_frequency num_steps num_epochs minibatch_size eval_episodes "
-            "max_sweeps"
+            "max_sweeps num_runs n_step hidden_units sequence_length num_samples"
         ).split(),
         (_at_least_one, "at least 1"),
     ),
@@ -87,9 +91,10 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
         (_fraction, "between 0 and 1"),
     ),
     **dict.fromkeys(
-        "learning_rate clip_epsilon max_grad_norm theta adam_epsilon".split(),
+        "learning_rate clip_epsilon max_grad_norm theta adam_epsilon temperature".split(),
         (_positive, "greater than 0"),
     ),
+    "alpha": (_step_size, "greater than 0 and at most 1"),
     "seed": (_seed, "0 to 4294967295"),  # what NumPy's and Keras's generators take
     "hidden_sizes": (_sizes, "at least 1 each"),
 }

@@ -96,6 +96,7 @@ def report(
         env_kwargs: arguments of the environment's constructor.
     """
     env_id, seed = config.env_id, config.seed  # type: ignore[attr-defined]
+    assert result.policy is not None
     returns = episode_returns(result.policy, env_id, config.eval_episodes, seed, env_kwargs)
     target = (targets or {}).get(env_id, reward_threshold(env_id))
     mean, std = float(np.mean(returns)), float(np.std(returns))
@@ -108,31 +109,87 @@ def report(
         returns=returns,
         total_timesteps=result.total_timesteps,
         train_seconds=round(result.train_seconds, 3),
-        steps_per_second=round(result.total_timesteps / max(result.train_seconds, 1e-9), 1),
+        steps_per_second=_rate(result),
         target=target,
         solved=None if target is None else mean >= target,
     )
     write_json(result.run_dir / "evaluation.json", asdict(evaluation) | result.facts)
     if plots.RETURN in read_metrics(result.run_dir):  # else the script has drawn its own curve
         plots.learning_curve(result.run_dir, target)
-    rows = {
-        "environment": env_id,
-        "steps": f"{evaluation.total_timesteps:,}",
-        "training time": f"{evaluation.train_seconds:.1f} s",
-        "speed": f"{evaluation.steps_per_second:,.0f} steps/s",
-        **{name: f"{value:.10g}" for name, value in result.facts.items() if value is not None},
-        "run directory": str(result.run_dir),
-        "pictures": ", ".join(sorted(path.name for path in result.run_dir.glob("*.png"))),
-    }
+    rows = {"environment": env_id} | _rows(result)
     if config.capture_video:
         path = result.run_dir / "videos" / f"{env_id.replace('/', '-').replace(':', '-')}.mp4"
         film = video.record(result.policy, env_id, reset_seed(seed, STREAM), path, env_kwargs)
         rows["video"] = str(film)
-    print()
-    for name, value in rows.items():
-        print(f"  {name:<18}{value}")
+    _print_table(rows)
     print(verdict(evaluation))
     return evaluation
+
+
+def report_measure(
+    result: Result,
+    config: RunConfig,
+    measure: str,
+    value: float,
+    target: float | None = None,
+    at_most: bool = False,
+) -> dict[str, Any]:
+    """`report` for scripts without a policy to evaluate: one number against its target.
+
+    Args:
+        result: what `train` returned.
+        config: the script's flags.
+        measure: what the number is, e.g. "accuracy"; its key in `evaluation.json`, with
+            underscores for spaces.
+        value: the number.
+        target: what counts as solved; None if nothing does.
+        at_most: whether smaller is better.
+
+    Returns:
+        The contents of `evaluation.json`.
+    """
+    solved = None
+    if target is not None:
+        solved = bool(value <= target if at_most else value >= target)
+    env_id = getattr(config, "env_id", None)
+    evaluation: dict[str, Any] = {
+        **({"env_id": env_id} if env_id else {}),
+        "seed": getattr(config, "seed", None),
+        measure.replace(" ", "_"): float(value),
+        "total_timesteps": result.total_timesteps,
+        "train_seconds": round(result.train_seconds, 3),
+        "steps_per_second": _rate(result),
+        "target": target,
+        "solved": solved,
+    }
+    write_json(result.run_dir / "evaluation.json", evaluation | result.facts)
+    _print_table(({"environment": env_id} if env_id else {}) | _rows(result))
+    word = {True: "solved", False: "not solved", None: "finished"}[solved]
+    goal = "" if target is None else f" (target {'at most ' if at_most else ''}{target:g})"
+    print(f"{word}: {measure} {value:.4g}{goal}")
+    return evaluation
+
+
+def _rate(result: Result) -> float:
+    return round(result.total_timesteps / max(result.train_seconds, 1e-9), 1)
+
+
+def _rows(result: Result) -> dict[str, str]:
+    return {
+        "steps": f"{result.total_timesteps:,}",
+        "training time": f"{result.train_seconds:.1f} s",
+        "speed": f"{_rate(result):,.0f} steps/s",
+        **{name: f"{value:.10g}" for name, value in result.facts.items() if value is not None},
+        "run directory": str(result.run_dir),
+        "pictures": ", ".join(sorted(path.name for path in result.run_dir.glob("*.png"))),
+    }
+
+
+def _print_table(rows: Mapping[str, str]) -> None:
+    width = max(18, max(map(len, rows)) + 2)
+    print()
+    for name, value in rows.items():
+        print(f"  {name:<{width}}{value}")
 
 
 def verdict(evaluation: Evaluation) -> str:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import common.quiet  # noqa: F401
+from common.environments import is_image
 from common.errors import UserError
 
 import gymnasium as gym
 import keras
-import numpy as np
 
 Initializer = Callable[[], keras.Initializer]
 
@@ -104,16 +104,6 @@ def body(
     raise UserError(
         f"--env-id: observations are {observation_space}; networks here take Box vectors, "
         "Box images (uint8, at least 36 x 36) and Discrete observations"
-    )
-
-
-def is_image(observation_space: gym.Space) -> bool:
-    """Whether observations are uint8 images that `nature_cnn` can take."""
-    return (
-        isinstance(observation_space, gym.spaces.Box)
-        and observation_space.dtype == np.uint8
-        and len(observation_space.shape) == 3
-        and sorted(observation_space.shape)[1] >= 36
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from common.checkpoint import get_state, set_state
-from common.environments import VectorEnvs
+from common.environments import VectorEnvs, shape_of
 from common.errors import UserError
 
 import gymnasium as gym
@@ -60,8 +60,8 @@ class ReplayBuffer:
         """Allocates; memory is touched only as the buffer fills."""
         space = envs.single_observation_space
         self.capacity = capacity
-        self.state = np.zeros((capacity, *_shape(space)), _dtype(space))
-        self.next_state = np.zeros((capacity, *_shape(space)), _dtype(space))
+        self.state = np.zeros((capacity, *shape_of(space)), _dtype(space))
+        self.next_state = np.zeros((capacity, *shape_of(space)), _dtype(space))
         self.action = _empty_actions(envs, capacity)
         self.reward = np.zeros(capacity, np.float32)
         self.terminated = np.zeros(capacity, np.float32)
@@ -72,7 +72,7 @@ class ReplayBuffer:
     def bytes_needed(envs: VectorEnvs, capacity: int) -> int:
         """Memory of a full buffer, in bytes."""
         space = envs.single_observation_space
-        observation = int(np.prod(_shape(space))) * _dtype(space).itemsize
+        observation = int(np.prod(shape_of(space))) * _dtype(space).itemsize
         return capacity * (2 * observation + _empty_actions(envs, 1).nbytes + 8)
 
     def __len__(self) -> int:
@@ -149,7 +149,7 @@ class FrameReplayBuffer:
 
     def __init__(self, envs: VectorEnvs, capacity: int, seed: int | np.random.SeedSequence) -> None:
         """Allocates; memory is touched only as the buffer fills."""
-        n, shape = envs.num_envs, _shape(envs.single_observation_space)
+        n, shape = envs.num_envs, shape_of(envs.single_observation_space)
         self.stack = envs.frame_stack
         self.per_env = -(-capacity // n)  # transitions of each environment
         self.ring = self._ring(self.per_env, self.stack)
@@ -177,7 +177,7 @@ class FrameReplayBuffer:
     def bytes_needed(envs: VectorEnvs, capacity: int) -> int:
         """Memory of a full buffer, in bytes."""
         per_env = -(-capacity // envs.num_envs)
-        frame = int(np.prod(_shape(envs.single_observation_space)[1:]))
+        frame = int(np.prod(shape_of(envs.single_observation_space)[1:]))
         ring = FrameReplayBuffer._ring(per_env, envs.frame_stack)
         action = _empty_actions(envs, 1).nbytes
         return envs.num_envs * (ring * frame + per_env * (8 + action + 8))
@@ -282,14 +282,9 @@ def _dtype(space: gym.Space) -> np.dtype:
     return np.dtype(np.int32 if np.issubdtype(space.dtype, np.integer) else np.float32)
 
 
-def _shape(space: gym.Space) -> tuple[int, ...]:
-    assert space.shape is not None
-    return space.shape
-
-
 def _empty_actions(envs: VectorEnvs, capacity: int) -> np.ndarray:
     space = envs.single_action_space
-    return np.zeros((capacity, *_shape(space)), _dtype(space))
+    return np.zeros((capacity, *shape_of(space)), _dtype(space))
 
 
 def _position(added: int, rng: np.random.Generator) -> dict[str, np.ndarray]:

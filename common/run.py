@@ -39,7 +39,7 @@ C = TypeVar("C", bound=RunConfig)
 class Result:
     """What `train` returns."""
 
-    policy: Policy  # observations [N, ...] -> greedy actions [N, ...]
+    policy: Policy | None  # observations [N, ...] -> greedy actions [N, ...]; None: nothing acts
     run_dir: Path
     total_timesteps: int  # environment steps taken
     train_seconds: float
@@ -111,6 +111,14 @@ class Run:
     def reset_seed(self) -> int:
         """The seed with which the environments begin, or go on after a checkpoint."""
         return reset_seed(self.seed, self.step)
+
+    @property
+    def episode_seed(self) -> int | None:
+        """For `env.reset` in scripts that count episodes: a seed at the beginning and after every
+        checkpoint, where all runs begin afresh so that resuming is exact; otherwise None.
+        """
+        fresh = self.step == 0 or self.step % self.checkpoint_every == 0
+        return self.reset_seed if fresh else None
 
     @property
     def seconds(self) -> float:
@@ -194,11 +202,14 @@ class Run:
             sums[name] = sums.get(name, 0.0) + float(value)
             counts[name] = counts.get(name, 0) + 1
 
-    def finish(self, policy: Policy, facts: dict[str, float | None] | None = None) -> Result:
+    def finish(
+        self, policy: Policy | None = None, facts: dict[str, float | None] | None = None
+    ) -> Result:
         """Closes the run's files and returns what `train` returns.
 
         Args:
-            policy: the greedy policy, observations [N, ...] -> actions [N, ...].
+            policy: the greedy policy, observations [N, ...] -> actions [N, ...]; None where the
+                script trains nothing that acts.
             facts: more entries for `evaluation.json`, e.g. values that are known exactly.
         """
         seconds = self.seconds

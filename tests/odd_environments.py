@@ -10,7 +10,7 @@ import signal
 import gymnasium as gym
 import numpy as np
 from gymnasium.envs.classic_control import CartPoleEnv, PendulumEnv
-from gymnasium.spaces import Box, Dict, Discrete
+from gymnasium.spaces import Box, Dict, Discrete, Tuple
 
 SIGNAL_AT = int(os.environ.get("SIGNAL_AT", "0"))
 SIGNAL = int(os.environ.get("SIGNAL", signal.SIGKILL))
@@ -88,6 +88,8 @@ register("WideCartPole", WideCartPole, 500)
 register("MortalPendulum", MortalPendulum)
 register("NanCartPole", NanCartPole, 500)
 register("DictObservations", lambda: Spaces(Dict({"a": UNIT})))
+register("PairObservations", lambda: Spaces(Tuple([UNIT, Discrete(2)])))
+register("NoTable", lambda: Spaces(Discrete(3)))
 register("MatrixObservations", lambda: Spaces(Box(-1.0, 1.0, (3, 3), np.float32)))
 register("TinyImages", lambda: Spaces(Box(0, 255, (8, 8, 3), np.uint8)))
 register("FloatImages", lambda: Spaces(Box(0.0, 1.0, (64, 64, 3), np.float32)))

@@ -9,14 +9,12 @@ import sys
 import time
 from pathlib import Path
 
+from common import catalog
 from common.metrics import TIME_COLUMNS
 
 ROOT = Path(__file__).resolve().parents[1]
-SCRIPTS = {
-    "value_iteration": "chapter01_fundamentals/dp_value_iteration.py",
-    "dqn": "chapter09_dqn/dqn.py",
-    "ppo": "chapter11_policy_gradient/ppo_clip.py",
-}
+SCRIPTS = {path.stem: path.relative_to(ROOT).as_posix() for path in catalog.script_paths()}
+SCRIPTS |= {"value_iteration": SCRIPTS["dp_value_iteration"], "ppo": SCRIPTS["ppo_clip"]}
 TIMEOUT = 180  # seconds; only a hanging process takes that long
 
 # Short runs whose checkpoints fall between two rows of metrics.csv, where half a row is pending.

@@ -1,5 +1,6 @@
 """Gymnasium and Atari environments, several at a time, with every end of an episode told right."""
 
+from common.environments.spaces import NumberedStates, is_image, shape_of
 from common.environments.vector import (
     EVALUATION_LIMIT,
     VectorEnvs,
@@ -12,10 +13,13 @@ from common.environments.vector import (
 
 __all__ = [
     "EVALUATION_LIMIT",
+    "NumberedStates",
     "VectorEnvs",
+    "is_image",
     "make_env",
     "make_envs",
     "reset_seed",
     "reward_threshold",
+    "shape_of",
     "successor",
 ]

@@ -7,6 +7,7 @@ import importlib
 from functools import partial
 from typing import Any
 
+from common.environments.spaces import is_image, numbered, shape_of
 from common.errors import UserError
 
 import gymnasium as gym
@@ -55,8 +56,7 @@ def make_envs(env_id: str, num_envs: int, *, training: bool = True, **kwargs: An
         else:
             if not training and spec.max_episode_steps is None:
                 kwargs = {"max_episode_steps": EVALUATION_LIMIT} | kwargs
-            # The checker is for authors of environments; it costs a third of a CartPole step.
-            make = partial(gym.make, spec, disable_env_checker=True, **kwargs)
+            make = partial(_make, spec, **kwargs)
             envs = SyncVectorEnv(
                 [make] * num_envs, autoreset_mode=AutoresetMode.SAME_STEP, copy=True
             )
@@ -76,7 +76,7 @@ def make_env(env_id: str, **kwargs: Any) -> gym.Env:
     """
     spec = _spec(env_id)
     try:
-        return gym.make(spec, disable_env_checker=True, **kwargs)
+        return _make(spec, **kwargs)
     except gym.error.DependencyNotInstalled as error:
         raise UserError(f"--env-id {env_id}: a package is missing: {error}") from error
     except (TypeError, gym.error.Error) as error:
@@ -129,7 +129,7 @@ class VectorEnvs(gym.vector.VectorWrapper):
         self.env_id = env_id
         self.is_atari = hasattr(env.unwrapped, "ale")
         # Frames per observation when the environment stacks them on the first axis, else 1.
-        self.frame_stack = _shape(self.single_observation_space)[0] if self.is_atari else 1
+        self.frame_stack = shape_of(self.single_observation_space)[0] if self.is_atari else 1
         self.finished: list[tuple[float, int]] = []  # (return, length) since the last look
         self.step_count = 0  # environment steps, all copies together
         self.cut_every, self.seed = 0, 0
@@ -163,17 +163,27 @@ class VectorEnvs(gym.vector.VectorWrapper):
             info["_final_obs"] = over
         else:
             over = done
-        if over.any():
+        cut = self.cut_every and self.step_count % self.cut_every == 0
+        if over.any() or cut:
+            self._check_returns()
             for i in np.flatnonzero(over):
                 self.finished.append((float(self._returns[i]), int(self._lengths[i])))
             self._returns[over] = 0.0
             self._lengths[over] = 0
-        if self.cut_every and self.step_count % self.cut_every == 0:
-            cut = np.ones(self.num_envs, bool)
-            info = {"final_obs": successor(next_state, info), "_final_obs": cut}
+        if cut:
+            every = np.ones(self.num_envs, bool)
+            info = {"final_obs": successor(next_state, info), "_final_obs": every}
             truncated = truncated | ~done
             next_state, _ = self.reset(seed=reset_seed(self.seed, self.step_count))
         return next_state, reward, terminated, truncated, info
+
+    def _check_returns(self) -> None:
+        # Before every checkpoint: a replay buffer must not keep what no loss can be computed from.
+        if not np.isfinite(self._returns).all():
+            raise UserError(
+                f"--env-id {self.env_id}: rewards add up to {self._returns.tolist()} by step "
+                f"{self.step_count}; an environment must give finite rewards"
+            )
 
     def take_finished(self) -> list[tuple[float, int]]:
         """(return, length) of the episodes that ended since the last call, cut ones left out."""
@@ -211,6 +221,11 @@ def _spec(env_id: str) -> gym.envs.registration.EnvSpec:
         raise UserError(f"--env-id {env_id}: no such environment; {hint}") from error
 
 
+def _make(spec: gym.envs.registration.EnvSpec, **kwargs: Any) -> gym.Env:
+    # The checker is for authors of environments; it costs a third of a CartPole step.
+    return numbered(gym.make(spec, disable_env_checker=True, **kwargs))
+
+
 def _register_atari() -> None:
     try:
         import ale_py
@@ -220,20 +235,15 @@ def _register_atari() -> None:
     gym.register_envs(ale_py)
 
 
-def _shape(space: gym.Space) -> tuple[int, ...]:
-    assert space.shape is not None
-    return space.shape
-
-
 def _check_spaces(env_id: str, observation: gym.Space, action: gym.Space) -> None:
     if not (
         isinstance(observation, Discrete)
         or (isinstance(observation, Box) and len(observation.shape) == 1)
-        or _is_image(observation)
+        or is_image(observation)
     ):
         raise UserError(
             f"--env-id {env_id}: observations are {observation}; scripts here take Box vectors, "
-            "Box images (uint8, at least 36 x 36) and Discrete observations"
+            "Box images (uint8, at least 36 x 36), Discrete observations and Tuples of those"
         )
     if not isinstance(action, Box | Discrete) or (
         isinstance(action, Box) and len(action.shape) != 1
@@ -243,13 +253,3 @@ def _check_spaces(env_id: str, observation: gym.Space, action: gym.Space) -> Non
         )
     if isinstance(action, Discrete) and action.start != 0:
         raise UserError(f"--env-id {env_id}: actions start at {action.start}; they must start at 0")
-
-
-def _is_image(space: gym.Space) -> bool:
-    """As `common.networks.is_image`, which cannot be asked without importing TensorFlow."""
-    return (
-        isinstance(space, Box)
-        and space.dtype == np.uint8
-        and len(space.shape) == 3
-        and sorted(space.shape)[1] >= 36
-    )

@@ -3,9 +3,9 @@
 from itertools import product
 
 from chapter01_fundamentals import dp_value_iteration as script
-from chapter01_fundamentals.dp_value_iteration import Config, exact_return, greedy, q_values, sweep
+from chapter01_fundamentals.dp_value_iteration import Config, greedy, q_values, sweep
 from common.environments import make_env
-from common.environments.tabular import Model, tabular_model
+from common.environments.tabular import Model, exact_return, tabular_model
 from common.errors import UserError
 from common.evaluation import episode_returns
 from common.metrics import read_metrics

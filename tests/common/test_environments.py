@@ -10,6 +10,7 @@ from common.errors import UserError
 import gymnasium as gym
 import numpy as np
 import pytest
+from gymnasium.spaces import Discrete
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 # CartPole whose pole falls before the limit in some episodes and after it in others.
@@ -382,7 +383,8 @@ SPACES = """
         ("DictObservation", Dict(a=vector), discrete),
         ("MatrixObservation", Box(-1, 1, (3, 3)), discrete),
         ("ScalarObservation", Box(-1, 1, ()), discrete),
-        ("TupleObservation", Tuple([discrete, discrete]), discrete),
+        ("TupleObservation", Tuple([discrete, vector]), discrete),
+        ("PairObservation", Tuple([discrete, Discrete(5)]), discrete),
         ("MultiAction", vector, MultiDiscrete([2, 2])),
         ("BinaryAction", vector, MultiBinary(3)),
         ("MatrixAction", vector, Box(-1, 1, (2, 2))),
@@ -394,7 +396,7 @@ SPACES = """
 
 def test_spaces_no_script_can_handle_are_refused(write_module):
     write_module("odd_spaces", SPACES)
-    for name in ("Vector", "Image", "Number"):
+    for name in ("Vector", "Image", "Number", "PairObservation"):
         assert make_envs(f"odd_spaces:{name}-v0", 2).num_envs == 2
     for name in ("DictObservation", "MatrixObservation", "ScalarObservation", "TupleObservation"):
         with pytest.raises(UserError, match=f"--env-id odd_spaces:{name}-v0: observations are"):
@@ -402,8 +404,22 @@ def test_spaces_no_script_can_handle_are_refused(write_module):
     for name in ("MultiAction", "BinaryAction", "MatrixAction"):
         with pytest.raises(UserError, match=f"--env-id odd_spaces:{name}-v0: actions are"):
             make_envs(f"odd_spaces:{name}-v0", 2)
-    with pytest.raises(UserError, match="Blackjack-v1: observations are Tuple"):
-        make_envs("Blackjack-v1", 1)
+
+
+def test_tuples_of_numbers_are_numbered(write_module):
+    plain, env = gym.make("Blackjack-v1"), make_env("Blackjack-v1")
+    assert env.observation_space == Discrete(32 * 11 * 2)
+    seen = set()
+    for seed in range(200):
+        (player, dealer, usable), _ = plain.reset(seed=seed)
+        state, _ = env.reset(seed=seed)
+        assert state == (player * 11 + dealer) * 2 + usable
+        seen.add(state)
+    assert len(seen) > 100
+    envs = make_envs("Blackjack-v1", 4)
+    state, _ = envs.reset(seed=1)
+    assert state.shape == (4,)
+    assert envs.single_observation_space.contains(int(state[0]))
 
 
 def test_missing_packages_and_bad_numbers_are_told_in_one_sentence(write_module):

@@ -1,7 +1,8 @@
 """Network bodies: shapes, parameter counts, and every kind of observation."""
 
+from common.environments import is_image
 from common.errors import UserError
-from common.networks import body, copy_weights, is_image, mlp, nature_cnn
+from common.networks import body, copy_weights, mlp, nature_cnn
 
 import gymnasium as gym
 import keras

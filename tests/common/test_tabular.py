@@ -71,7 +71,7 @@ def test_taxi_starts_in_its_300_states():
     np.testing.assert_allclose(start[start > 0], 1 / 300)
 
 
-@pytest.mark.parametrize("env_id", ["CartPole-v1", "Blackjack-v1"])
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "Blackjack-v1", "odd_environments:NoTable-v0"])
 def test_an_environment_without_a_table_is_refused(env_id):
     with pytest.raises(UserError, match=f"--env-id {env_id}: no transition table.*FrozenLake-v1"):
         tabular_model(make_env(env_id), env_id)
