@@ -113,7 +113,7 @@ def report(
         target=target,
         solved=None if target is None else mean >= target,
     )
-    write_json(result.run_dir / "evaluation.json", asdict(evaluation) | result.facts)
+    write_json(result.run_dir / "evaluation.json", asdict(evaluation) | _facts(result))
     if plots.RETURN in read_metrics(result.run_dir):  # else the script has drawn its own curve
         plots.learning_curve(result.run_dir, target)
     rows = {"environment": env_id} | _rows(result)
@@ -162,12 +162,16 @@ def report_measure(
         "target": target,
         "solved": solved,
     }
-    write_json(result.run_dir / "evaluation.json", evaluation | result.facts)
+    write_json(result.run_dir / "evaluation.json", evaluation | _facts(result))
     _print_table(({"environment": env_id} if env_id else {}) | _rows(result))
     word = {True: "solved", False: "not solved", None: "finished"}[solved]
     goal = "" if target is None else f" (target {'at most ' if at_most else ''}{target:g})"
     print(f"{word}: {measure} {value:.4g}{goal}")
     return evaluation
+
+
+def _facts(result: Result) -> dict[str, Any]:
+    return result.facts | ({} if result.unit == "step" else {"unit": result.unit})
 
 
 def _rate(result: Result) -> float:
@@ -176,9 +180,9 @@ def _rate(result: Result) -> float:
 
 def _rows(result: Result) -> dict[str, str]:
     return {
-        "steps": f"{result.total_timesteps:,}",
+        f"{result.unit}s": f"{result.total_timesteps:,}",
         "training time": f"{result.train_seconds:.1f} s",
-        "speed": f"{_rate(result):,.0f} steps/s",
+        "speed": f"{_rate(result):,.0f} {result.unit}s/s",
         **{name: f"{value:.10g}" for name, value in result.facts.items() if value is not None},
         "run directory": str(result.run_dir),
         "pictures": ", ".join(sorted(path.name for path in result.run_dir.glob("*.png"))),

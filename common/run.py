@@ -41,8 +41,9 @@ class Result:
 
     policy: Policy | None  # observations [N, ...] -> greedy actions [N, ...]; None: nothing acts
     run_dir: Path
-    total_timesteps: int  # environment steps taken
+    total_timesteps: int  # environment steps taken (or episodes, sweeps, ...: see `unit`)
     train_seconds: float
+    unit: str = "step"  # what was counted
     facts: dict[str, float | None] = field(default_factory=dict)  # more for `evaluation.json`
 
 
@@ -79,7 +80,7 @@ class Run:
         self.seed: int = getattr(config, "seed", 0)
         self.step = 0  # environment steps so far
         self.log_every = self.checkpoint_every = 0
-        self._increment, self.stopped = 1, False
+        self._increment, self._unit, self.stopped = 1, "step", False
         self._tracked: dict[str, Any] = {}
         self._sums: dict[str, float] = {}
         self._counts: dict[str, int] = {}
@@ -149,7 +150,7 @@ class Run:
         Yields:
             Steps taken before this pass.
         """
-        self._increment = increment
+        self._increment, self._unit = increment, unit
         self.log_every = _round_up(log_every or total / LOG_POINTS, increment)
         every = self.config.checkpoint_every or max(total // 10, self._rarest_cut())
         self.checkpoint_every = _round_up(every, increment)
@@ -218,7 +219,7 @@ class Run:
         self._metrics.close()
         if self.envs is not None:
             self.envs.close()
-        return Result(policy, self.run_dir, self.step, seconds, facts or {})
+        return Result(policy, self.run_dir, self.step, seconds, self._unit, facts or {})
 
     def _collect_episodes(self) -> None:
         if self.envs is not None:
