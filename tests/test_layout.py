@@ -62,7 +62,8 @@ def dependencies(*extras: str) -> set[str]:
     wanted = list(PROJECT["dependencies"])
     for extra in extras:
         wanted += PROJECT["optional-dependencies"][extra]
-    return {re.match(r"[\w-]+", text)[0].replace("-", "_") for text in wanted}
+    names = {re.match(r"[\w-]+", text)[0].replace("-", "_") for text in wanted}
+    return names | ({"sklearn"} if "scikit_learn" in names else set())
 
 
 def functions(module: ast.Module) -> dict[str, ast.FunctionDef]:
