@@ -161,8 +161,9 @@ def report_measure(
         "steps_per_second": _rate(result),
         "target": target,
         "solved": solved,
+        **_facts(result),
     }
-    write_json(result.run_dir / "evaluation.json", evaluation | _facts(result))
+    write_json(result.run_dir / "evaluation.json", evaluation)
     _print_table(({"environment": env_id} if env_id else {}) | _rows(result))
     word = {True: "solved", False: "not solved", None: "finished"}[solved]
     goal = "" if target is None else f" (target {'at most ' if at_most else ''}{target:g})"

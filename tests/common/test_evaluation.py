@@ -13,6 +13,7 @@ from common.evaluation import (
     Evaluation,
     episode_returns,
     report,
+    report_measure,
     verdict,
     write_json,
 )
@@ -122,7 +123,7 @@ def finished_run(run_dir, policy=along_the_path, facts=None):
     writer.write(100, 0.5, {"charts/episode_return": 0.25})
     writer.write(200, 1.0, {"charts/episode_return": 0.75})
     writer.close()
-    return Result(policy, run_dir, 200, 1.6004, facts or {})
+    return Result(policy, run_dir, 200, 1.6004, facts=facts or {})
 
 
 def test_report_writes_evaluation_json_and_a_picture(tmp_path, capsys):
@@ -170,6 +171,37 @@ def test_without_a_target_nothing_is_solved(tmp_path):
     evaluation = report(finished_run(tmp_path, walk), config)
     assert evaluation.returns == [-13.0] * 3
     assert (evaluation.target, evaluation.solved) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("value", "target", "at_most", "solved", "line"),
+    [
+        (0.975, 0.97, False, True, "solved: error rate 0.975 (target 0.97)"),
+        (0.9699, 0.97, False, False, "not solved: error rate 0.9699 (target 0.97)"),
+        (0.0205, 0.02, True, False, "not solved: error rate 0.0205 (target at most 0.02)"),
+        (0.02, 0.02, True, True, "solved: error rate 0.02 (target at most 0.02)"),
+        (3.5, None, False, None, "finished: error rate 3.5"),
+    ],
+)
+def test_report_of_a_measure(tmp_path, capsys, value, target, at_most, solved, line):
+    result = dataclasses.replace(finished_run(tmp_path, None, {"more": 1.5}), unit="epoch")
+    evaluation = report_measure(result, Config(seed=7), "error rate", value, target, at_most)
+    assert json.loads((tmp_path / "evaluation.json").read_text()) == evaluation
+    assert evaluation == {
+        "env_id": "FrozenLake-v1",
+        "seed": 7,
+        "error_rate": value,
+        "total_timesteps": 200,
+        "train_seconds": 1.6,
+        "steps_per_second": 125.0,
+        "target": target,
+        "solved": solved,
+        "more": 1.5,
+        "unit": "epoch",
+    }
+    out = capsys.readouterr().out.splitlines()
+    assert out[-1] == line
+    assert any(row.split() == ["epochs", "200"] for row in out)
 
 
 EVALUATION = Evaluation("Any-v0", 0, 100, 498.24, 3.06, [], 1, 1.0, 1.0, 475.0, True)
