@@ -75,7 +75,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
         (
             "total_timesteps num_envs num_episodes batch_size buffer_size train_frequency "
             "gradient_steps target_frequency num_steps num_epochs minibatch_size eval_episodes "
-            "max_sweeps num_runs n_step hidden_units sequence_length num_samples"
+            "max_sweeps max_improvements num_runs n_step hidden_units sequence_length num_samples"
         ).split(),
         (_at_least_one, "at least 1"),
     ),
