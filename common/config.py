@@ -87,13 +87,23 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
         (_not_negative, "0 or more"),
     ),
     **dict.fromkeys(
-        "gamma gae_lambda polyak epsilon start_epsilon end_epsilon exploration_fraction".split(),
+        (
+            "gamma gae_lambda polyak epsilon start_epsilon end_epsilon exploration_fraction "
+            "success_rate"
+        ).split(),
         (_fraction, "between 0 and 1"),
     ),
     **dict.fromkeys(
         "learning_rate clip_epsilon max_grad_norm theta adam_epsilon temperature".split(),
         (_positive, "greater than 0"),
     ),
+    **dict.fromkeys(
+        "prior_alpha prior_beta prior_std ridge posterior_scale concentration".split(),
+        (_positive, "greater than 0"),
+    ),
+    **dict.fromkeys("num_visitors num_logs num_users".split(), (_at_least_one, "at least 1")),
+    **dict.fromkeys("confidence sigma click_value".split(), (_not_negative, "0 or more")),
+    "temperature_decay": (_step_size, "greater than 0 and at most 1"),
     "alpha": (_step_size, "greater than 0 and at most 1"),
     "seed": (_seed, "0 to 4294967295"),  # what NumPy's and Keras's generators take
     "hidden_sizes": (_sizes, "at least 1 each"),
