@@ -102,7 +102,9 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
         (_positive, "greater than 0"),
     ),
     **dict.fromkeys("num_visitors num_logs num_users".split(), (_at_least_one, "at least 1")),
-    **dict.fromkeys("confidence sigma click_value".split(), (_not_negative, "0 or more")),
+    **dict.fromkeys(
+        "confidence ucb_confidence sigma click_value".split(), (_not_negative, "0 or more")
+    ),
     "temperature_decay": (_step_size, "greater than 0 and at most 1"),
     "alpha": (_step_size, "greater than 0 and at most 1"),
     "seed": (_seed, "0 to 4294967295"),  # what NumPy's and Keras's generators take
