@@ -66,6 +66,10 @@ def _step_size(x: Any) -> bool:
     return 0.0 < x <= 1.0
 
 
+def _blackjack_sum(x: Any) -> bool:
+    return 4 <= x <= 22  # 22: never sticks
+
+
 def _positive(x: Any) -> bool:
     return x > 0.0
 
@@ -102,6 +106,9 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
         (_positive, "greater than 0"),
     ),
     **dict.fromkeys("num_visitors num_logs num_users".split(), (_at_least_one, "at least 1")),
+    **dict.fromkeys("max_steps run_episodes".split(), (_at_least_one, "at least 1")),
+    "step_size": (_fraction, "between 0 and 1"),
+    "stick_on": (_blackjack_sum, "4 to 22"),
     **dict.fromkeys(
         "confidence ucb_confidence sigma click_value".split(), (_not_negative, "0 or more")
     ),
