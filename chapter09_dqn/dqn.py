@@ -33,6 +33,8 @@ How to run
         --batch-size 32 --train-frequency 8 --gradient-steps 4 --target-frequency 1_000 \
         --eval-episodes 20
 
+Any other game, the book's ALE/MsPacman-v5 among them, takes the flags of Pong.
+
 Expected
 --------
 Measured: 500.0 mean return (median of seeds 0, 1, 2), 15 s on two CPU cores
@@ -49,6 +51,7 @@ Paper
 Mnih et al., "Human-level control through deep reinforcement learning", Nature 518, 2015.
 """
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -85,7 +88,10 @@ class Config(RunConfig):
     learning_rate: float = 2.3e-3  # α, step size of Adam at the start
     anneal: bool = True  # learning rate falls linearly to 0 over the run
     gamma: float = 0.99  # γ, discount factor
-    hidden_sizes: tuple[int, ...] = (120, 84)  # units of the dense layers (images: Nature CNN)
+    hidden_sizes: tuple[int, ...] = (
+        120,
+        84,
+    )  # units of dense layers, none: linear (images: Nature CNN)
     buffer_size: int = 100_000  # transitions in the replay buffer
     batch_size: int = 128  # B, transitions per gradient step
     learning_starts: int = 1_000  # steps before the first gradient step
@@ -153,6 +159,8 @@ def train(config: Config) -> Result:
     check(config)
     replay = make_replay(envs, config.buffer_size, seed=config.seed)
     run = Run(config, __file__, envs)
+    if envs.is_atari and config.learning_rate == Config.learning_rate:
+        print("note: default flags are for CartPole; the docstring has Atari's", file=sys.stderr)
     images = is_image(envs.single_observation_space)
     use_threads(2, 2) if images else use_threads(2, 1)  # measured, see benchmarks/README.md
     keras.utils.set_random_seed(config.seed)

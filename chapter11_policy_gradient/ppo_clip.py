@@ -90,7 +90,10 @@ class Config(RunConfig):
     entropy_coefficient: float = 0.0  # c_e, weight of the entropy in the loss
     value_coefficient: float = 0.5  # c_v, weight of the value network's loss
     max_grad_norm: float = 0.5  # longest gradient, over all weights together
-    hidden_sizes: tuple[int, ...] = (64, 64)  # units of the dense layers (images: Nature CNN)
+    hidden_sizes: tuple[int, ...] = (
+        64,
+        64,
+    )  # units of dense layers, none: linear (images: Nature CNN)
 
 
 class Samples(NamedTuple):
@@ -294,6 +297,10 @@ def check(config: Config) -> None:
         raise UserError(
             f"--minibatch-size {config.minibatch_size}: must divide --num-envs times --num-steps, "
             f"{batch}"
+        )
+    if config.minibatch_size == 1:
+        raise UserError(
+            "--minibatch-size 1: advantages are compared within a minibatch; take at least 2"
         )
 
 

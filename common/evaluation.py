@@ -14,11 +14,13 @@ from common.config import RunConfig
 from common.environments import make_envs, reset_seed, reward_threshold
 from common.errors import UserError
 from common.metrics import read_metrics
+from common.progress import Progress
 from common.run import Policy, Result
 
 import numpy as np
 
 MAX_ENVS = 25  # copies that are evaluated side by side
+ATARI_PATIENCE = 2_500  # steps (10,000 frames) without a reward, after which a game is cut
 STREAM = 2**62  # keeps evaluation's seeds apart from training's: no run takes so many steps
 
 
@@ -48,6 +50,9 @@ def episode_returns(
 ) -> list[float]:
     """Plays whole episodes in fresh environments, with true (unclipped) rewards.
 
+    A greedy policy may get stuck for ever in an Atari game (Breakout waits for the fire button
+    after each lost life): a game without a reward for `ATARI_PATIENCE` steps ends with what it has.
+
     Every copy of the environment plays the same number of episodes (one more or less), so that
     short episodes are not counted more often than long ones.
 
@@ -68,14 +73,23 @@ def episode_returns(
     envs = make_envs(env_id, num_envs, training=False, **(env_kwargs or {}))
     state, _ = envs.reset(seed=reset_seed(seed, STREAM))
     returns: list[list[float]] = [[] for _ in range(num_envs)]
-    running = np.zeros(num_envs)
+    running, idle = np.zeros(num_envs), np.zeros(num_envs, int)
+    progress = Progress(episodes, unit="evaluation game") if envs.is_atari else None
     while any(len(r) < q for r, q in zip(returns, quota, strict=True)):
         state, reward, terminated, truncated, _ = envs.step(policy(state))
         running += reward
-        for i in np.flatnonzero(terminated | truncated):
+        idle = np.where(reward != 0.0, 0, idle + 1)
+        stuck = (idle >= ATARI_PATIENCE) & envs.is_atari
+        for i in np.flatnonzero(terminated | truncated | stuck):
             if len(returns[i]) < quota[i]:
                 returns[i].append(float(running[i]))
-            running[i] = 0.0
+            running[i], idle[i] = 0.0, 0
+            if progress is not None:
+                progress.update(sum(map(len, returns)))
+        if stuck.any():
+            state = envs.restart(stuck)
+    if progress is not None:
+        progress.close()
     envs.close()
     return [value for one in returns for value in one]
 

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from common.cli import command
 from common.errors import UserError
-from common.plots import RETURN, RunInfo, compare, run_info
+from common.metrics import read_metrics
+from common.plots import RETURN, RunInfo, compare, curve, run_info
 
 # These flags do not make another configuration.
 NOT_CONFIGURATION = ("seed", "run_dir", "resume")
@@ -82,6 +83,11 @@ def label_groups(groups: Sequence[Sequence[RunInfo]]) -> tuple[str, list[str]]:
     return title, labels
 
 
+def has_metric(run: RunInfo, metric: str) -> bool:
+    """Whether a run has at least one value of a metric."""
+    return len(curve(read_metrics(run.path), metric)[0]) > 0
+
+
 @command
 def main() -> None:
     parser = argparse.ArgumentParser(
@@ -117,6 +123,16 @@ def main() -> None:
     older = len(runs) - sum(len(group) for group in groups)
     if older:
         print(f"note: left out, for a newer run of the same seed: {older}", file=sys.stderr)
+
+    # Scripts without episodes have no returns: a folder of all runs can still be drawn.
+    kept = [
+        i for i, group in enumerate(groups) if all(has_metric(r, options.metric) for r in group)
+    ]
+    if kept and len(kept) < len(groups):
+        without = sorted({groups[i][0].script for i in range(len(groups)) if i not in kept})
+        print(f"note: left out, without {options.metric}: {', '.join(without)}", file=sys.stderr)
+        groups = [groups[i] for i in kept]
+        title, labels = label_groups(groups)
 
     by_label = {
         label: [run.path for run in group] for label, group in zip(labels, groups, strict=True)

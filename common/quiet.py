@@ -23,6 +23,9 @@ def _import_quietly() -> None:
         try:
             import keras  # noqa: F401
             import tensorflow  # noqa: F401
+        except KeyboardInterrupt:  # before any script could catch it
+            os.write(stderr, b"interrupted\n")
+            raise SystemExit(130) from None
         except BaseException:
             log.seek(0)
             os.write(stderr, log.read())

@@ -87,6 +87,7 @@ class Run:
         self._episodes: list[tuple[float, int]] = []  # (return, length) since the last row
         self._recent: deque[float] = deque(maxlen=100)  # returns, for the progress bar
         self._seconds_before = 0.0  # of training, in earlier processes
+        self._saved_seconds = 0.0  # of training, up to the newest checkpoint
         self._started = time.perf_counter()
         self._checkpoint: checkpoint.Checkpoint | None = None
         if config.resume:
@@ -102,7 +103,7 @@ class Run:
             self._sums, self._counts = meta["sums"], meta["counts"]
             self._episodes = [tuple(episode) for episode in meta["episodes"]]
             self._recent.extend(meta["recent"])
-            self._seconds_before = meta["seconds"]
+            self._seconds_before = self._saved_seconds = meta["seconds"]
         self._metrics = MetricsWriter(self.run_dir, meta.get("rows", 0), meta.get("columns", 2))
         print(f"run directory: {self.run_dir}", file=sys.stderr, flush=True)
         global _current
@@ -213,13 +214,10 @@ class Run:
                 script trains nothing that acts.
             facts: more entries for `evaluation.json`, e.g. values that are known exactly.
         """
-        seconds = self.seconds
-        if self._checkpoint and self._checkpoint.meta["step"] == self.step:
-            seconds = self._seconds_before  # nothing was left to do
         self._metrics.close()
         if self.envs is not None:
             self.envs.close()
-        return Result(policy, self.run_dir, self.step, seconds, self._unit, facts or {})
+        return Result(policy, self.run_dir, self.step, self._saved_seconds, self._unit, facts or {})
 
     def _collect_episodes(self) -> None:
         if self.envs is not None:
@@ -251,7 +249,8 @@ class Run:
                 kept = checkpoint.latest(self.run_dir)
                 raise UserError(
                     f"{name} became {total} by step {self.step}: training diverged, lower "
-                    f"--learning-rate; last good checkpoint: {kept or 'none yet'}"
+                    f"--learning-rate (or the environment shows states that are not finite); "
+                    f"last good checkpoint: {kept or 'none yet'}"
                 )
 
     def _check_weights(self) -> None:
@@ -269,6 +268,7 @@ class Run:
         self._collect_episodes()
         self._check_finite()
         self._check_weights()
+        self._saved_seconds = self.seconds
         meta = {
             "step": self.step,
             "stopped": self.stopped,
@@ -278,7 +278,7 @@ class Run:
             "counts": self._counts,
             "episodes": self._episodes,
             "recent": list(self._recent),
-            "seconds": self.seconds,
+            "seconds": self._saved_seconds,
         }
         checkpoint.save(self.run_dir / "checkpoints", self.step, self._tracked, meta)
 
@@ -346,7 +346,23 @@ def read_config(run_dir: Path | str, config_class: type[C], script: str = "") ->
     values: dict[str, Any] = {
         k: tuple(v) if isinstance(v, list) else v for k, v in stored["config"].items()
     }
+    for flag in dataclasses.fields(config_class):
+        value = values.get(flag.name, flag.default)
+        if not _same_kind(value, flag.default):
+            raise UserError(
+                f"--resume {run_dir}: config.json has {flag.name} = {value!r}, which is no "
+                f"{type(flag.default).__name__}; restore the file or start a new run"
+            )
     return config_class(**values)
+
+
+def _same_kind(value: Any, default: Any) -> bool:
+    if isinstance(default, tuple):
+        like = default[0] if default else None
+        return isinstance(value, tuple) and all(like is None or _same_kind(v, like) for v in value)
+    if isinstance(default, float):
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return type(value) is type(default)
 
 
 def _script_name(script: str) -> str:
@@ -364,9 +380,11 @@ def _make_run_dir(config: RunConfig, script: str, seed: int) -> Path:
     while not config.run_dir and run_dir.exists():  # two runs started within one second
         number += 1
         run_dir = base.with_name(f"{base.name}-{number}")
-    if (run_dir / "config.json").exists():
+    # Not only a whole run: what another one left (checkpoints, metrics) would mix with this one's.
+    remains = [run_dir / "config.json", run_dir / "metrics.csv", *run_dir.glob("checkpoints/*.npz")]
+    if any(path.exists() for path in remains):
         raise UserError(
-            f"--run-dir {run_dir}: already holds a run; "
+            f"--run-dir {run_dir}: already holds a run, or what is left of one; "
             f"choose another folder or go on with --resume {run_dir}"
         )
     contents = {

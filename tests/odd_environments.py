@@ -78,6 +78,13 @@ class Spaces(gym.Env):
         return self.observation_space.sample(), 0.0, True, False, {}
 
 
+class Failing(gym.Env):
+    """Cannot be made."""
+
+    def __init__(self):
+        raise ValueError("no luck")
+
+
 def register(name, factory, max_episode_steps=200):
     gym.register(f"{name}-v0", entry_point=factory, max_episode_steps=max_episode_steps)
 
@@ -89,6 +96,7 @@ register("MortalPendulum", MortalPendulum)
 register("NanCartPole", NanCartPole, 500)
 register("DictObservations", lambda: Spaces(Dict({"a": UNIT})))
 register("PairObservations", lambda: Spaces(Tuple([UNIT, Discrete(2)])))
+register("Failing", Failing)
 register("NoTable", lambda: Spaces(Discrete(3)))
 register("MatrixObservations", lambda: Spaces(Box(-1.0, 1.0, (3, 3), np.float32)))
 register("TinyImages", lambda: Spaces(Box(0, 255, (8, 8, 3), np.uint8)))

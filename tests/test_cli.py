@@ -20,6 +20,12 @@ BAD = {
     "nothing near": ("dqn", "--env-id qqqqqqqqqq", "pprint_registry"),
     "no such module": ("ppo", "--env-id no_such_module:Id-v0", "PYTHONPATH"),
     "not in that module": ("ppo", "--env-id odd_environments:Id-v0", "no such environment"),
+    "old Atari id": ("dqn", "--env-id PongNoFrameskip-v4", "use ALE/Pong-v5"),
+    "Atari without its namespace": ("dqn", "--env-id Pong-v5", "did you mean ALE/Pong-v5"),
+    "needs a rare package": ("dqn", "--env-id phys2d/CartPole-v1", "a package is missing"),
+    "constructor fails": ("ppo", "--env-id odd_environments:Failing-v0", "ValueError: no luck"),
+    "broken module": ("dqn", "--env-id broken_module:Id-v0", "SyntaxError"),
+    "odd module name": ("dqn", "--env-id ..:Id-v0", "cannot import module"),
     "no model": ("value_iteration", "--env-id CartPole-v1", "FrozenLake-v1"),
     "Box actions": ("dqn", "--env-id Pendulum-v1", "ppo_clip.py"),
     "Tuple observations": ("dqn", "--env-id odd_environments:PairObservations-v0", "Box vectors"),
@@ -51,6 +57,7 @@ BAD = {
     "gamma nan": ("ppo", "--gamma nan", "finite"),
     "no units": ("dqn", "--hidden-sizes 64 0", "at least 1"),
     "minibatch": ("ppo", "--minibatch-size 7", "must divide"),
+    "minibatch of one": ("ppo", "--minibatch-size 1", "at least 2"),
     "no minibatch": ("ppo", "--minibatch-size 0", "must be at least 1"),
     "map of another": ("value_iteration", "--map SF/FG --env-id Taxi-v4", "only FrozenLake"),
     "map": ("value_iteration", "--map SFX/FFG", "S (start), F, H and G"),
@@ -72,6 +79,8 @@ def folder(tmp_path, monkeypatch):
     """A working directory with a file and two runs in it."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a_file").write_text("")
+    (tmp_path / "broken_module.py").write_text("this is no Python")
+    monkeypatch.syspath_prepend(tmp_path)
     for name, config in {"old": {"learning_rate": 0.25}, "newer": {"shiny_flag": 1}}.items():
         (tmp_path / name).mkdir()
         contents = {"format": 1, "script": SCRIPTS["dqn"], "config": config}
@@ -95,7 +104,8 @@ def test_bad_input(script, args, remedy, folder, command_line):
     extra = err.splitlines()[:-1]  # the one thing that may be said before: the buffer's size
     assert all(line.startswith("replay buffer: ") for line in extra)
     assert out == ""
-    assert sorted(folder.rglob("*")) == before
+    after = {path for path in folder.rglob("*") if "__pycache__" not in path.parts}
+    assert sorted(after) == before
 
 
 def test_a_real_process(tmp_path):

@@ -106,6 +106,19 @@ def test_ppo_with_box_actions(uninterrupted, tmp_path):
     assert_same_run(run_dir, uninterrupted("pendulum"))
 
 
+def test_an_environment_that_remembers_earlier_episodes(tmp_path):
+    """BipedalWalker's physics is made once and not by `reset`."""
+    args = """--env-id BipedalWalker-v3 --total-timesteps 4096 --checkpoint-every 2048 --num-envs 4
+        --num-steps 64 --num-epochs 1 --minibatch-size 128 --eval-episodes 1""".split()
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    run_to_end("ppo", *args, "--run-dir", whole, cwd=tmp_path)
+    shutil.copytree(whole, cut)
+    for name in ("evaluation.json", "checkpoints/000000004096.npz"):
+        (cut / name).unlink()
+    run_to_end("ppo", "--resume", cut, cwd=tmp_path)
+    assert_same_run(cut, whole)
+
+
 def test_dqn_on_an_atari_game_with_its_frame_buffer(uninterrupted, tmp_path):
     run_dir = tmp_path / "run"
     process = start("dqn", *PONG, "--run-dir", run_dir, cwd=tmp_path)

@@ -7,6 +7,7 @@ import resource
 import shutil
 import signal
 import subprocess
+from pathlib import Path
 
 from common import checkpoint
 from tests.processes import (
@@ -99,6 +100,17 @@ def test_control_c(tmp_path):
     assert_whole_and_finite(run_dir)
 
 
+def test_control_c_while_starting(tmp_path):
+    """TensorFlow takes seconds to import, and nobody wants to read where it was interrupted."""
+    listening = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+    process = start("dqn", "--run-dir", tmp_path / "run", cwd=tmp_path, **listening)
+    maps = Path(f"/proc/{process.pid}/maps")
+    wait_for(lambda: "libtensorflow" in maps.read_text(), process)
+    process.send_signal(signal.SIGINT)
+    status, _, err = finish(process)
+    assert (status, err) == (130, "interrupted\n")
+
+
 DIVERGING = {
     # A step so large that the next values overflow, ...
     "dqn": """--learning-rate 1e30 --total-timesteps 2000 --checkpoint-every 400
@@ -125,7 +137,8 @@ def test_a_loss_that_is_no_number_ends_the_run(script, tmp_path, command_line):
         assert last_line.startswith("error: train/")
         assert " became " in last_line
         assert last_line.endswith(
-            f"training diverged, lower --learning-rate; last good checkpoint: {kept}"
+            "training diverged, lower --learning-rate (or the environment shows states that are "
+            f"not finite); last good checkpoint: {kept}"
         )
     assert_whole_and_finite(run_dir)
     assert not (run_dir / "evaluation.json").exists()

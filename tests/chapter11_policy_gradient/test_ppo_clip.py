@@ -9,9 +9,10 @@ from chapter11_policy_gradient.ppo_clip import (
     build_update,
     clipped_objective,
 )
+from common import returns
 from common.checkpoint import restore_latest
 from common.compiled import compiled
-from common.environments import make_envs
+from common.environments import VectorEnvs, make_envs, vector
 from common.errors import UserError
 from common.evaluation import episode_returns
 from common.metrics import read_metrics
@@ -291,6 +292,40 @@ def test_minibatches_must_divide_the_batch(tmp_path):
         with pytest.raises(UserError, match=f"--minibatch-size {size}: "):
             ppo_clip.train(Config(minibatch_size=size, run_dir=str(tmp_path / "run")))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_minibatch_of_one_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"--minibatch-size 1: .* take at least 2"):
+        ppo_clip.train(Config(minibatch_size=1, run_dir=str(tmp_path / "run")))
+
+
+def test_atari_rewards_are_clipped_for_the_learner_only(tmp_path, monkeypatch):
+    seen, taken = [], []
+
+    def gae(reward, *rest):
+        seen.append(reward.copy())
+        return returns.gae(reward, *rest)
+
+    class Watched(VectorEnvs):
+        def step(self, actions):
+            result = super().step(actions)
+            taken.append(result[1].copy())
+            return result
+
+    monkeypatch.setattr(ppo_clip, "gae", gae)
+    monkeypatch.setattr(vector, "VectorEnvs", Watched)
+    config = Config(
+        env_id="ALE/MsPacman-v5",  # ten points a pellet
+        num_envs=2,
+        num_steps=128,
+        total_timesteps=512,
+        num_epochs=1,
+        minibatch_size=128,
+        run_dir=str(tmp_path),
+    )
+    ppo_clip.train(config)
+    assert max(map(np.max, taken)) >= 10.0
+    np.testing.assert_array_equal(np.concatenate(seen), np.sign(taken))
 
 
 # --- Learning ---------------------------------------------------------------------------------

@@ -1,10 +1,18 @@
 """Vector environments against single ones stepped by hand: every end of an episode told right."""
 
+import re
 import sys
 import textwrap
 from itertools import pairwise
 
-from common.environments import VectorEnvs, make_env, make_envs, reset_seed, successor
+from common.environments import (
+    VectorEnvs,
+    make_env,
+    make_envs,
+    reset_seed,
+    reward_threshold,
+    successor,
+)
 from common.errors import UserError
 
 import gymnasium as gym
@@ -432,3 +440,31 @@ def test_missing_packages_and_bad_numbers_are_told_in_one_sentence(write_module)
             make_envs("CartPole-v1", n)
     with pytest.raises(UserError, match="--env-id CartPole-v1: the environment does not start"):
         make_envs("CartPole-v1", 1, no_such_argument=1)
+
+
+def test_taxi_is_not_asked_for_more_than_there_is():
+    assert reward_threshold("Taxi-v4") == 7.5  # its optimum is 7.93, the registry says 8
+    assert reward_threshold("CartPole-v1") == 475.0
+
+
+def test_only_what_can_be_made_is_offered():
+    for wrong in ("CartPole", "CartPol-v1", "Taxi", "Pong-v5", "PongNoFrameskip-v5", "GymV26"):
+        with pytest.raises(UserError) as caught:
+            make_env(wrong)
+        offered = re.findall(r"[\w/]+-v\d+", str(caught.value).partition("did you mean")[2])
+        for env_id in offered:
+            make_env(env_id).close()
+
+
+def test_some_games_can_be_restarted():
+    envs = make_envs("ALE/Pong-v5", 3, training=False)
+    envs.reset(seed=0)
+    for _ in range(40):
+        state, *_ = envs.step(np.array([2, 2, 2]))
+    again = envs.restart(np.array([False, True, False]))
+    np.testing.assert_array_equal(again[[0, 2]], state[[0, 2]])
+    assert not np.array_equal(again[1], state[1])
+    _, _, _, _, info = envs.step(np.array([2, 2, 2]))
+    frames = info["episode_frame_number"]
+    assert frames[1] < 130 < min(frames[0], frames[2])  # up to 30 steps of waiting at the start
+    assert envs.take_finished() == []

@@ -4,6 +4,7 @@ import dataclasses
 import json
 from dataclasses import dataclass
 
+from common import evaluation
 from common.config import RunConfig
 from common.environments import make_env, make_envs, reset_seed
 from common.errors import UserError
@@ -171,6 +172,18 @@ def test_without_a_target_nothing_is_solved(tmp_path):
     evaluation = report(finished_run(tmp_path, walk), config)
     assert evaluation.returns == [-13.0] * 3
     assert (evaluation.target, evaluation.solved) == (None, None)
+
+
+def test_a_game_that_waits_for_ever_ends(monkeypatch):
+    """Breakout serves no ball until the fire button is pressed."""
+
+    def never_fires(state):
+        return np.zeros(len(state), int)
+
+    monkeypatch.setattr(evaluation, "ATARI_PATIENCE", 60)
+    assert episode_returns(never_fires, "ALE/Breakout-v5", 3, seed=0) == [0.0] * 3
+    monkeypatch.setattr(evaluation, "MAX_ENVS", 2)  # the same games one after the other
+    assert episode_returns(never_fires, "ALE/Breakout-v5", 3, seed=0) == [0.0] * 3
 
 
 @pytest.mark.parametrize(

@@ -299,6 +299,18 @@ def test_plot_draws_a_curve_and_a_band_per_group(tmp_path: Path) -> None:
     assert not shows(tmp_path / "one.png", matplotlib.colors.to_hex(band), count=2000)
 
 
+def test_runs_without_the_metric_are_left_out_with_a_note(tmp_path: Path) -> None:
+    make_run(tmp_path / "runs" / "dqn")
+    sweeps = {"step": np.arange(1, 4), "train/delta": np.ones(3)}
+    make_run(
+        tmp_path / "runs" / "dp", sweeps, script="chapter01_fundamentals/dp_value_iteration.py"
+    )
+    done = run(tmp_path, "runs")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("dqn: 1 run\n")
+    assert done.stderr == f"note: left out, without {RETURN}: dp_value_iteration\n"
+
+
 def test_a_smoothed_single_run_keeps_its_raw_points(tmp_path: Path) -> None:
     steps = np.arange(1.0, 41.0)
     make_run(tmp_path / "run", {"step": steps, RETURN: (-1.0) ** steps})

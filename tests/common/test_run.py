@@ -1,12 +1,16 @@
-"""What a run tells scripts that count episodes."""
+"""A run: what it tells scripts, what it refuses, what it keeps over an interruption."""
 
+import json
 from dataclasses import dataclass
 
 from common import checkpoint
 from common.config import RunConfig
-from common.run import Run
+from common.errors import UserError
+from common.run import Run, read_config
 
+import keras
 import numpy as np
+import pytest
 
 
 @dataclass(frozen=True)
@@ -51,3 +55,69 @@ def test_the_unit_of_steps_is_kept(tmp_path):
         pass
     result = run.finish()
     assert (result.total_timesteps, result.unit, result.policy) == (3, "sweep", None)
+
+
+def test_a_run_that_stopped_early_stays_stopped(tmp_path):
+    def count(config: Config) -> int:
+        run, passes = Run(config, __file__), 0
+        run.track(nothing=np.zeros(1))
+        for step in run.steps(10):
+            passes += 1
+            run.log({"train/step": step})
+            if step == 3:
+                run.stop()
+        assert (run.finish().total_timesteps, run.stopped) == (4, True)
+        return passes
+
+    assert count(Config(run_dir=str(tmp_path))) == 4
+    rows = (tmp_path / "metrics.csv").read_text()
+    assert count(Config(resume=str(tmp_path))) == 0
+    assert (tmp_path / "metrics.csv").read_text() == rows
+
+
+def test_training_time_is_that_of_the_training_also_after_resuming(tmp_path):
+    def seconds(config: Config) -> float:
+        run = Run(config, __file__)
+        run.track(nothing=np.zeros(1))
+        for _ in run.steps(3):
+            pass
+        return run.finish().train_seconds
+
+    first = seconds(Config(run_dir=str(tmp_path)))
+    assert seconds(Config(resume=str(tmp_path))) == first > 0.0
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path):
+    """The loss of the last update may be finite and its step may not."""
+    layer = keras.layers.Dense(1)
+    layer.build((None, 2))
+    run = Run(Config(run_dir=str(tmp_path), checkpoint_every=2), __file__)
+    run.track(layer=layer)
+    with pytest.raises(UserError, match=r"layer has weights that are not finite by step 4.*0002"):
+        for step in run.steps(10):
+            if step == 3:
+                layer.kernel.assign([[np.nan], [0.0]])
+            run.log({"train/loss": 1.0})
+    assert checkpoint.latest(tmp_path).stem == f"{2:012d}"
+
+
+@pytest.mark.parametrize("left", ["config.json", "metrics.csv", "checkpoints/000000000007.npz"])
+def test_what_is_left_of_another_run_is_not_mixed_with_a_new_one(tmp_path, left):
+    seeds(Config(run_dir=str(tmp_path / "old")), 7)
+    (tmp_path / "new" / left).parent.mkdir(parents=True)
+    (tmp_path / "old" / left).rename(tmp_path / "new" / left)
+    with pytest.raises(UserError, match="already holds a run, or what is left of one"):
+        Run(Config(run_dir=str(tmp_path / "new")), __file__)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("seed", "x"), ("seed", 0.5), ("seed", True), ("capture_video", 1), ("run_dir", None)],
+)
+def test_flags_of_the_wrong_kind_are_told(tmp_path, name, value):
+    seeds(Config(run_dir=str(tmp_path)), 1)
+    contents = json.loads((tmp_path / "config.json").read_text())
+    contents["config"][name] = value
+    (tmp_path / "config.json").write_text(json.dumps(contents))
+    with pytest.raises(UserError, match=f"config.json has {name} = {value!r}, which is no "):
+        read_config(tmp_path, Config)
