@@ -86,7 +86,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys(
         (
             "checkpoint_every learning_starts entropy_coefficient value_coefficient "
-            "exploration_steps"
+            "exploration_steps bias_runs sweep_episodes"
         ).split(),
         (_not_negative, "0 or more"),
     ),
