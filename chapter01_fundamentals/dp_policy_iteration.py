@@ -119,9 +119,9 @@ def improve(policy: np.ndarray, Q: np.ndarray, theta: float) -> np.ndarray:
 
 def may_end(transition: np.ndarray) -> np.ndarray:
     """From which states an episode may end, [S], if transitions that do not end it are [S, S]."""
+    ends = transition.sum(axis=1) < 1.0 - 1e-9
     settled = np.zeros(len(transition), bool)
     while True:
-        ends = transition.sum(axis=1) < 1.0 - 1e-9
         new = ends | (transition[:, settled].sum(axis=1) > 0.0)
         if np.array_equal(new, settled):
             return settled
@@ -170,7 +170,8 @@ def train(config: Config) -> Result:
         if changes == 0:
             run.stop()
     if not run.stopped:
-        print(f"--max-improvements {config.max_improvements}: reached too soon", file=sys.stderr)
+        stopped = f"--max-improvements {config.max_improvements}: reached"
+        print(f"{stopped} before the policy stayed the same", file=sys.stderr)
 
     Q = q_values(V, model, config.gamma)
     np.savez(run.run_dir / "tables.npz", V=V, Q=Q, policy=policy)

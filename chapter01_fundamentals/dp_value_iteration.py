@@ -115,13 +115,13 @@ def train(config: Config) -> Result:
     V = np.zeros(len(model.start))
     run.track(V=V)
 
-    bound = config.theta * (1.0 - config.gamma) / config.gamma if 0 < config.gamma < 1 else 0.0
+    shrink = (1.0 - config.gamma) / config.gamma if 0.0 < config.gamma < 1.0 else 1.0
     for _ in run.steps(config.max_sweeps, unit="sweep", log_every=1):
         new_V = sweep(V, model, config.gamma)
         delta = np.abs(new_V - V).max()
         V[:] = new_V
         run.log({"train/delta": delta, "train/value_start": model.start @ V})
-        if delta < (bound or config.theta):  # (3)
+        if delta < config.theta * shrink:  # (3)
             run.stop()
     if not run.stopped:
         print(f"--max-sweeps {config.max_sweeps}: reached before V converged", file=sys.stderr)
