@@ -70,6 +70,10 @@ def _blackjack_sum(x: Any) -> bool:
     return 4 <= x <= 22  # 22: never sticks
 
 
+def _below_one(x: Any) -> bool:
+    return 0.0 <= x < 1.0
+
+
 def _positive(x: Any) -> bool:
     return x > 0.0
 
@@ -112,6 +116,10 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys(
         "confidence ucb_confidence sigma click_value".split(), (_not_negative, "0 or more")
     ),
+    "mode_std": (_positive, "greater than 0"),
+    **dict.fromkeys("steps_per_call latent_size repeats".split(), (_at_least_one, "at least 1")),
+    **dict.fromkeys("momentum beta1".split(), (_below_one, "at least 0 and less than 1")),
+    "filters": (_sizes, "at least 1 each"),
     "temperature_decay": (_step_size, "greater than 0 and at most 1"),
     "alpha": (_step_size, "greater than 0 and at most 1"),
     "seed": (_seed, "0 to 4294967295"),  # what NumPy's and Keras's generators take
