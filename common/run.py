@@ -119,8 +119,7 @@ class Run:
         """For `env.reset` in scripts that count episodes: a seed at the beginning and after every
         checkpoint, where all runs begin afresh so that resuming is exact; otherwise None.
         """
-        fresh = self.step == 0 or self.step % self.checkpoint_every == 0
-        return self.reset_seed if fresh else None
+        return None if self.step % self.checkpoint_every else self.reset_seed
 
     @property
     def seconds(self) -> float:

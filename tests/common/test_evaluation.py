@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from common import evaluation
 from common.config import RunConfig
-from common.environments import make_env, make_envs, reset_seed
+from common.environments import VectorEnvs, make_env, make_envs, reset_seed, vector
 from common.errors import UserError
 from common.evaluation import (
     MAX_ENVS,
@@ -180,10 +180,18 @@ def test_a_game_that_waits_for_ever_ends(monkeypatch):
     def never_fires(state):
         return np.zeros(len(state), int)
 
+    restarted = []
+
+    class Watched(VectorEnvs):
+        def restart(self, mask):
+            restarted.append(mask.tolist())
+            return super().restart(mask)
+
+    monkeypatch.setattr(vector, "VectorEnvs", Watched)
     monkeypatch.setattr(evaluation, "ATARI_PATIENCE", 60)
+    monkeypatch.setattr(evaluation, "MAX_ENVS", 2)  # two games in one of them, one after the other
     assert episode_returns(never_fires, "ALE/Breakout-v5", 3, seed=0) == [0.0] * 3
-    monkeypatch.setattr(evaluation, "MAX_ENVS", 2)  # the same games one after the other
-    assert episode_returns(never_fires, "ALE/Breakout-v5", 3, seed=0) == [0.0] * 3
+    assert restarted == [[True, True]] * 2
 
 
 @pytest.mark.parametrize(
