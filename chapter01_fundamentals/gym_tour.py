@@ -59,7 +59,7 @@ from gymnasium.spaces import Box, Discrete
 
 CARTPOLE, TOLERANCE = 22.0, 1.5  # random return; four standard errors of 1000 episodes
 PER_ROW = 6  # pictures of FrozenLake side by side
-STRIP = 5  # pictures of the game: at least so many, unless it is shorter, and less than twice that
+STRIP = 10  # pictures of the game that are drawn, at most
 
 
 @dataclass(frozen=True)
@@ -140,14 +140,22 @@ def random_policy(game: str, seed: int) -> Policy:
     return lambda state: np.array([space.sample() for _ in state])
 
 
-def draw_strip(path: Path, game: str, seed: int) -> None:
-    """Draws pictures from the whole episode, evenly spaced, side by side."""
-    kept, stride = [], 1
-    for number, picture in enumerate(video.frames_of(random_policy(game, seed), game, seed, {})[1]):
+def evenly(pictures: Iterable[np.ndarray], most: int) -> list[tuple[int, np.ndarray]]:
+    """At most so many pictures of a film of unknown length, with their numbers, evenly spaced."""
+    kept: list[tuple[int, np.ndarray]] = []
+    stride = 1
+    for number, picture in enumerate(pictures):
+        if number % stride == 0 and len(kept) == most:  # too many: from now on every second one
+            kept, stride = kept[::2], 2 * stride
         if number % stride == 0:
             kept.append((number, picture))
-        if len(kept) == 2 * STRIP:  # too many: from now on every second one
-            kept, stride = kept[::2], 2 * stride
+    return kept
+
+
+def draw_strip(path: Path, game: str, seed: int) -> None:
+    """Draws pictures of the whole episode side by side."""
+    _, pictures = video.frames_of(random_policy(game, seed), game, seed, {})
+    kept = evenly(pictures, STRIP)
     with plots.figure(path, columns=len(kept), size=(2.0 * len(kept), 2.9)) as panels:
         for axes, (number, picture) in zip(panels, kept, strict=True):
             axes.imshow(picture)

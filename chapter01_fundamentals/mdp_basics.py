@@ -4,10 +4,9 @@ Book: chapter 1, Fundamentals of Reinforcement Learning, "Markov Decision Proces
 
 Idea
 ----
-Follow one policy through a grid world. Where the agent goes is a Markov chain: its distribution
-after k steps, and where it ends, are matrix products and one linear system. Rewards make it a
-Markov reward process: a return for each episode and, on average, a value for each state. Actions
-make it an MDP, with a value for each action. Thousands of episodes agree with what was computed.
+Follow one policy through a grid world. Where the agent goes, and where it ends, is a Markov chain.
+Rewards make it a Markov reward process: a return for each episode, a value for each state. Actions
+make it an MDP, with a value for each action. All of it can be computed, and simulation agrees.
 
 Equations
 ---------
@@ -80,7 +79,7 @@ def read_policy(config: Config, states: int, actions: int) -> np.ndarray:
     if digits == "random" or (config.policy == Config.policy and len(digits) != states):
         return np.full((states, actions), 1.0 / actions)
     if len(digits) != states or not set(digits) <= set("0123456789"[:actions]):
-        meant = f"{states} numbers from 0 to {actions - 1}, an action for each state, or: random"
+        meant = f"{states} digits from 0 to {actions - 1}, an action for each state, or: random"
         raise UserError(f"--policy {config.policy}: must be {meant}")
     return np.eye(actions)[[int(digit) for digit in digits]]
 
@@ -92,6 +91,12 @@ def read_endings(env: Any, shape: tuple[int, int]) -> np.ndarray:
         for probability, next_state, _, terminated in env.unwrapped.P[s][a]:
             endings[s, a, next_state] += probability * terminated
     return endings
+
+
+def distribution(start: np.ndarray, P_pi: np.ndarray, B: np.ndarray, k: int) -> np.ndarray:
+    """Where the agent is after k steps, or where it has ended by then, [S]."""
+    going_on = start @ np.linalg.matrix_power(P_pi, k)  # [S] (2)
+    return going_on + (start - going_on) @ B  # whatever will end from now on has not ended yet
 
 
 def discounted(rewards: list[float], gamma: float) -> float:
@@ -197,10 +202,9 @@ def draw_chain(run: Run, env: Any, P_pi: np.ndarray, B: np.ndarray, start: np.nd
     with plots.figure(run.run_dir / "markov_chain.png", 2, 4, (17, 8)) as [first, *others, last]:
         chain = P_pi + (B - P_pi @ B)  # [S, S]: steps after which the episode goes on, or ends (3)
         draw_numbers(first, chain, "the Markov chain", "next state s'", "state s")
-        for axes, step in zip(others, (0, 1, 2, 3, 5, 10), strict=True):
-            d = start @ np.linalg.matrix_power(P_pi, step)  # [S]: still going (2)
-            where = d + (start - d) @ B  # [S]: still going or ended
-            draw_numbers(axes, where.reshape(shape), f"k = {step}", "column", "row")
+        for axes, k in zip(others, (0, 1, 2, 3, 5, 10), strict=True):
+            d = distribution(start, P_pi, B, k).reshape(shape)
+            draw_numbers(axes, d, f"k = {k}", "column", "row")
         draw_numbers(last, (start @ B).reshape(shape), "k → ∞", "column", "row")
 
 
