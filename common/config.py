@@ -118,7 +118,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "mode_std": (_positive, "greater than 0"),
     **dict.fromkeys("steps_per_call latent_size repeats".split(), (_at_least_one, "at least 1")),
-    **dict.fromkeys("momentum beta1".split(), (_below_one, "at least 0 and less than 1")),
+    **dict.fromkeys("momentum beta1 dropout".split(), (_below_one, "at least 0 and less than 1")),
     "filters": (_sizes, "at least 1 each"),
     "temperature_decay": (_step_size, "greater than 0 and at most 1"),
     "alpha": (_step_size, "greater than 0 and at most 1"),
