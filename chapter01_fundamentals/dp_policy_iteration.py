@@ -36,7 +36,10 @@ How to run
 
 Expected
 --------
-Measured: to be measured
+Measured: V*(s0) = 0.5420259320 after 4, 4, 5 policies (seeds 0, 1, 2), goal in 74.0% (exact), 3 s
+
+Seeds 0 to 19 need 3 to 7 policies. CliffWalking takes 6 to 12: each change reaches one cell further
+back. 8x8, γ = 1: all seeds end at V(s0) = 1, with 71% to 89% of episodes at the goal in time.
 
 Paper
 -----
@@ -51,7 +54,7 @@ from typing import Any, Literal
 from common import plots
 from common.checkpoint import restore_latest
 from common.cli import command, parse
-from common.config import RunConfig
+from common.config import RunConfig, check_config
 from common.environments import make_env
 from common.environments.tabular import Model, exact_facts, grid_of, tabular_model, toy_text_kwargs
 from common.errors import UserError
@@ -148,6 +151,7 @@ def random_policy(model: Model, config: Config) -> np.ndarray:
 
 def train(config: Config) -> Result:
     """Runs policy iteration; see `Config` for everything that can be set."""
+    check_config(config)
     env = make_env(config.env_id, **env_kwargs(config))
     model = tabular_model(env, config.env_id)
     policy = random_policy(model, config)
@@ -194,11 +198,7 @@ def env_kwargs(config: Config) -> dict[str, Any]:
 
 
 def draw(run_dir: Path, config: Config, env: Any, history: np.ndarray) -> None:
-    """`learning_curve.png`: improvement by improvement; `values.png`, `policies.png`: the maps.
-
-    Args:
-        history: every policy that was evaluated, and its V, [improvements, 2, S].
-    """
+    """`learning_curve.png`; the last of the policies [K, 2, S] in `values.png`, all on one page."""
     metrics = read_metrics(run_dir)
     title = f"Policy iteration: {config.env_id}, γ = {config.gamma:g}"
     with plots.figure(run_dir / "learning_curve.png", columns=2) as [left, right]:

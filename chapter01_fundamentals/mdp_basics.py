@@ -32,7 +32,7 @@ How to run
 
 Expected
 --------
-Measured: to be measured
+Measured: Q and means at most 2.3, 1.6, 1.6 standard errors apart (seeds 0, 1, 2; target 4), 4 s
 
 Paper
 -----
@@ -45,7 +45,7 @@ from typing import Any
 
 from common import plots
 from common.cli import command, parse
-from common.config import RunConfig
+from common.config import RunConfig, check_config
 from common.environments import make_env, reset_seed
 from common.environments.tabular import grid_of, tabular_model, toy_text_kwargs
 from common.errors import UserError
@@ -120,6 +120,7 @@ def play(
 
 def train(config: Config) -> Result:
     """Computes, then simulates; see `Config` for everything that can be set."""
+    check_config(config)
     env = make_env(config.env_id, max_episode_steps=-1, **env_kwargs(config))  # no time limit
     model = tabular_model(env, config.env_id)
     start, _ = env.reset(seed=reset_seed(config.seed, 2))
@@ -143,8 +144,7 @@ def train(config: Config) -> Result:
     V = {g: np.linalg.solve(eye - g * P_pi, r_pi) for g in (*GAMMAS, config.gamma)}  # [S] (6)
     Q = model.reward + config.gamma * model.transition @ V[config.gamma]  # [S, A] (7)
 
-    # Simulate every action in every state where there is something to do, that is, not in holes.
-    acting = (model.start > 0.0) | (model.transition.sum(axis=(0, 1)) > 0.0)  # [S]
+    acting = (model.start > 0.0) | (model.transition.sum(axis=(0, 1)) > 0.0)  # [S]: not in holes
     pairs = [(s, a) for s in np.flatnonzero(acting).tolist() for a in range(len(policy[0]))]
     exact = np.array([Q[pair] for pair in pairs])
     returns = np.zeros((config.num_episodes, len(pairs)))

@@ -148,6 +148,16 @@ def test_sweeps_stop_within_theta_of_the_solution_and_not_much_later(gamma, thet
         assert np.abs(warm - exact).max() < theta
 
 
+@pytest.mark.parametrize("end", [0.5, 0.1, 1e-3])
+def test_at_gamma_one_the_rate_of_the_changes_tells_when_to_stop(end):
+    # One state, a reward of 1 per step, and one step in 1 / end is the last: V = 1 / end.
+    model = Model(np.full((1, 1, 1), 1.0 - end), np.ones((1, 1)), np.ones(1))
+    config = Config(gamma=1.0, theta=1e-6)
+    V, sweeps = evaluate(np.zeros(1, int), np.zeros(1), model, config)
+    assert 1e-7 < abs(V[0] - 1.0 / end) < 1.1e-6
+    assert sweeps == pytest.approx(np.log(1e-6 * end) / np.log(1.0 - end), rel=0.1, abs=2)
+
+
 def test_values_of_a_policy_are_its_returns():
     model = model_of("FrozenLake-v1")
     known = np.array([0, 3, 3, 3, 0, 0, 0, 0, 3, 1, 0, 0, 0, 2, 1, 0])

@@ -92,8 +92,8 @@ def test_random_cartpole(tmp_path):
     config = Config(num_episodes=600, capture_video=False, run_dir=str(tmp_path))
     result = script.train(config)
     mean, error = result.facts["mean_return"], result.facts["standard_error"]
-    # The mean over 200,000 episodes is 22.25, the standard deviation 11.8.
-    assert abs(mean - 22.25) < 4 * 11.8 / np.sqrt(600)
+    # The mean over 100,000 episodes is 22.17 ± 0.04, the standard deviation 11.8.
+    assert abs(mean - 22.17) < 4 * 11.8 / np.sqrt(600)
     assert error == pytest.approx(11.8 / np.sqrt(600), rel=0.2)
     other = play("CartPole-v1", 600)
     assert abs(mean - other.mean()) < 4 * np.hypot(error, other.std() / np.sqrt(600))
