@@ -31,7 +31,7 @@ Differs from the book
 1. The book explains the layers; here they run, and learn. As in every library, (3) is what
    mathematics calls a cross-correlation: the filter is not flipped.
 2. Where several pixels of a window are largest, the first in reading order gets all of (7), as in
-   TensorFlow. After a ReLU such ties are common: whole windows are 0.
+   TensorFlow on CPUs. After a ReLU such ties are common: whole windows are 0.
 3. The digits are scikit-learn's, 8x8 pixels: nothing is downloaded.
 
 How to run
@@ -96,7 +96,7 @@ def padding_of(length: int, k: int, stride: int, padding: str) -> Size:
 def windows_of(
     x: np.ndarray, size: Size, stride: int, padding: str, fill: float = 0.0
 ) -> np.ndarray:
-    """All windows of padded images, [N, H, W, C] -> [N, P, Q, C, k, k]; a view, nothing is copied.
+    """All windows of padded images, [N, H, W, C] -> [N, P, Q, C, k, k]: a view of them.
 
     Args:
         x: images.

@@ -28,8 +28,8 @@ Differs from the book
 1. The book describes GANs without code; data of two dimensions show whether every mode is learned.
 2. G maximizes log D(G(z)) instead of minimizing log(1 - D(G(z))): the same equilibrium, but a
    gradient that does not vanish where D is sure that a point is generated.
-3. Adam's β₁ is 0.5 instead of 0.9: momentum from the discriminator of a while ago drives G past
-   the modes (see Expected).
+3. Adam's β₁ is 0.5, not the usual 0.9: gradients that are remembered for long come from a
+   discriminator that has moved on, and drive G past the modes (see Expected).
 
 How to run
 ----------

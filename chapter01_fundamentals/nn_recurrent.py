@@ -27,7 +27,7 @@ d(v) is short for ∂L/∂v.
              d(z_g) = d(cₜ) i (1 - g²),      d(z_o) = d(hₜ) tanh(cₜ) o (1 - o)             (9)
     both:    d(hₜ₋₁) = d(zₜ) Uᵀ, and what comes from the output                            (10)
              d(W) = Σₜ xₜᵀ d(zₜ),  d(U) = Σₜ hₜ₋₁ᵀ d(zₜ),  d(b) = Σₜ d(zₜ)                 (11)
-    Adam:    m <- m + (1-β₁)(∇ - m),  v <- v + (1-β₂)(∇² - v),
+    Adam, β₁ = 0.9, β₂ = 0.999:  m <- m + (1-β₁)(∇ - m),  v <- v + (1-β₂)(∇² - v),
              θ <- θ - α m / (1-β₁ᵏ) / (√(v / (1-β₂ᵏ)) + 10⁻⁷)                              (12)
 
 Differs from the book
