@@ -309,7 +309,7 @@ def train(config: Config) -> Result:
 
     after = [gradient_over_time(cell, theta[cell], T) for cell in CELLS]
     recalled = [accuracy_by_delay(cell, theta[cell], T) for cell in CELLS]  # [T] each
-    facts |= {"rnn_accuracy": recalled[0].mean(), "lstm_accuracy": recalled[1].mean()}
+    facts["rnn_accuracy"], facts["lstm_accuracy"] = (float(r.mean()) for r in recalled)
     result = run.finish(facts=facts)
     draw(result.run_dir, config, recalled, before, after)
     return result

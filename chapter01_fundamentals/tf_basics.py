@@ -58,6 +58,7 @@ import common.quiet  # noqa: F401
 from common import plots
 from common.cli import command, parse
 from common.config import RunConfig, check_config
+from common.errors import UserError
 from common.evaluation import report_measure
 from common.metrics import read_metrics
 from common.run import Result, Run
@@ -224,6 +225,8 @@ def least_squares(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
 def train(config: Config) -> Result:
     """The tour, the measurement, and a line fitted by gradient descent."""
     check_config(config)
+    if config.num_samples < 2:
+        raise UserError(f"--num-samples {config.num_samples}: must be at least 2 for a line")
     print("tensors and variables")
     show_tensors()
     print("gradients")
@@ -265,7 +268,7 @@ def train(config: Config) -> Result:
                 tf.summary.histogram("line/error", error, step)
 
     w, b = least_squares(x, y)
-    distance = max(abs(float(line.w) - w), abs(float(line.b) - b))
+    distance = float(max(abs(line.w.numpy() - w), abs(line.b.numpy() - b)))
     facts: dict[str, float | None] = {"distance_from_least_squares": distance}
     for work, row in timings.items():
         for mode, (_, microseconds) in row.items():

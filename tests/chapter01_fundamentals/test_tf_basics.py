@@ -105,3 +105,12 @@ def test_tensorboard_gets_scalars_histograms_and_the_graph(finished):
 def test_the_pictures_are_there(finished):
     for name in ("timings.png", "learning_curve.png"):
         assert (finished.run_dir / name).stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("flag", ["--num-samples 1", "--repeats 0"])
+def test_bad_flags(tmp_path, command_line, monkeypatch, flag):
+    monkeypatch.chdir(tmp_path)
+    status, out, err = command_line("tf_basics", *flag.split())
+    assert (status, out) == (2, "")
+    assert err.startswith(f"error: {flag}: must be at least")
+    assert list(tmp_path.iterdir()) == []
