@@ -477,7 +477,7 @@ class History:
                 slope = f"Lai and Robbins' slope: {constant:.3g} ln t"
                 right.plot(steps, constant * np.log(steps), "--", color=plots.GREY, label=slope)
             right.set(xlabel="step", ylabel="regret so far [reward]")
-            right.set_ylim(bottom=0.0)
+            right.set_ylim(0.0, 1.35 * right.dataLim.y1 or 1.0)  # room for the legend
             right.legend(loc="upper left")
 
 
