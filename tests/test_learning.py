@@ -94,3 +94,72 @@ def test_value_iteration(tmp_path, capsys):
         assert abs(result["value_start"] - 0.5420259320) < 1e-8
         assert abs(result["exact_return"] - 0.740165) < 5e-7
         assert result["solved"]
+
+
+# Stem, part of the documented command (None: no flags), budget in seconds on two CPU cores.
+FUNDAMENTALS = [
+    ("mdp_basics", None, 10),
+    ("gym_tour", None, 30),
+    ("dp_policy_iteration", None, 5),
+    ("mc_prediction", None, 60),
+    ("mc_exploring_starts", None, 120),
+    ("mc_control_epsilon_greedy", None, 120),
+    ("mc_control_off_policy", None, 120),
+    ("td_prediction", None, 20),
+    ("td_sarsa", None, 60),
+    ("td_sarsa", "FrozenLake-v1", 60),
+    ("td_sarsa", "Taxi-v4", 60),
+    ("td_q_learning", None, 60),
+    ("td_q_learning", "FrozenLake-v1", 60),
+    ("td_q_learning", "Taxi-v4", 60),
+    ("td_expected_sarsa", None, 60),
+    ("td_expected_sarsa", "FrozenLake-v1", 60),
+    ("td_expected_sarsa", "Taxi-v4", 60),
+    ("td_double_q_learning", None, 60),
+    ("td_double_q_learning", "FrozenLake-v1", 60),
+    ("td_double_q_learning", "Taxi-v4", 60),
+    ("bandit_epsilon_greedy", None, 60),
+    ("bandit_softmax", None, 60),
+    ("bandit_ucb", None, 60),
+    ("bandit_thompson_sampling", None, 60),
+    ("bandit_ad_banner", None, 30),
+    ("bandit_contextual", None, 60),
+    ("nn_from_scratch", None, 10),
+    ("nn_recurrent", None, 120),
+    ("nn_convolutional", None, 120),
+    ("nn_gan", None, 120),
+    ("tf_basics", None, 30),
+    ("tf_digits", None, 60),
+]
+
+
+@pytest.mark.parametrize(
+    ("stem", "containing", "budget"),
+    FUNDAMENTALS,
+    ids=[f"{stem}-{containing or 'default'}" for stem, containing, _ in FUNDAMENTALS],
+)
+def test_fundamentals(tmp_path, capsys, stem, containing, budget):
+    script = f"chapter01_fundamentals/{stem}.py"
+    flags = documented_flags(script, containing) if containing else []
+    measures, times = [], []
+    with capsys.disabled():
+        print(f"\n{script} {' '.join(flags)}")
+        for seed in SEEDS:
+            result, seconds = run(script, [*flags, "--seed", str(seed)], tmp_path / f"seed{seed}")
+            measures.append(result["solved"])
+            times.append(seconds)
+            shown = [
+                f"{name} {value:.6g}"
+                for name, value in result.items()
+                if isinstance(value, float) and name not in ("train_seconds", "steps_per_second")
+            ]
+            print(f"  seed {seed}: {', '.join(shown)}; solved: {result['solved']}, {seconds:.1f} s")
+    assert sum(solved is not False for solved in measures) >= 2  # the median of three
+    assert max(times) <= budget  # process start to end
+
+
+def test_every_script_of_the_fundamentals_has_a_target():
+    stems = {
+        path.stem for path in catalog.script_paths() if path.parent.name.startswith("chapter01")
+    }
+    assert stems == {stem for stem, _, _ in FUNDAMENTALS} | {"dp_value_iteration"}

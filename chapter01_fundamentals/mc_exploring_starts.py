@@ -1,0 +1,227 @@
+"""Monte Carlo exploring starts: every episode begins with another state and action.
+
+Book: chapter 4, Monte Carlo Methods, "Monte Carlo exploring starts"
+
+Idea
+----
+Average the returns that followed each pair (s, a) and act greedily on the averages. A greedy policy
+never tries the other actions; so let every episode begin in a state, and with an action, drawn
+from all there are. From the second action on the policy plays. In the long run each pair is
+tried infinitely often, with no randomness left in the policy itself.
+
+Equations
+---------
+    P(s_0, a_0) = 1 / (number of reachable s · number of actions)                          (1)
+    G_t = r_t + γ G_{t+1}, G_T = 0                                                         (2)
+    N(s, a) <- N(s, a) + 1,  Q(s, a) <- Q(s, a) + [G_t - Q(s, a)] / N(s, a)                (3)
+        where t is the first visit to (s, a) in the episode
+    π(s) = argmax_a Q(s, a)                                                                (4)
+
+Differs from the book
+---------------------
+1. Starts really are explored. Gymnasium cannot reset to a chosen state, but its Blackjack keeps the
+   hands in `env.unwrapped.player` and `env.unwrapped.dealer`, lists of cards that may be replaced
+   after `reset`. The deck is infinite, so any hand with the right sum and ace will do, and the
+   dealer's hidden card stays as drawn. FrozenLake, CliffWalking and Taxi keep the state in
+   `env.unwrapped.s`. In environments that hide their state this method cannot be used.
+2. Reachable states are those that the transition table leads to from the start; it serves for
+   nothing else but the exact returns that are shown.
+3. The mean in (3) is incremental; no sum of returns is kept.
+4. A time limit (`truncated`) does not end the MDP: the missing rest of the return is filled in with
+   max_a Q of the last state. The book's game, Blackjack, has none.
+5. Ties in (4) are broken at random; the policy before the first game is random, too.
+
+How to run
+----------
+    python chapter01_fundamentals/mc_exploring_starts.py
+    python chapter01_fundamentals/mc_exploring_starts.py --env-id FrozenLake-v1 \
+        --num-episodes 50_000 --gamma 0.99
+
+Expected
+--------
+Measured: exact return -0.0470, -0.0470, -0.0466 (seeds 0, 1, 2; target -0.055), 40 s
+
+500,000 games. The best policy there is earns -0.0466, a random one -0.3959.
+
+Paper
+-----
+Sutton and Barto, "Reinforcement Learning: An Introduction", second edition, section 5.3, 2018.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from common import plots
+from common.checkpoint import restore_latest
+from common.cli import command, parse
+from common.config import RunConfig
+from common.environments.tabular import (
+    Model,
+    exact_return,
+    make_tabular_env,
+    tabular_model,
+    toy_text_kwargs,
+)
+from common.errors import UserError
+from common.evaluation import report, report_measure
+from common.maps import draw_values
+from common.metrics import read_metrics
+from common.run import Policy, Result, Run
+
+import numpy as np
+from gymnasium.envs.toy_text.blackjack import BlackjackEnv
+
+BLACKJACK = "Blackjack-v1"  # its return is computed: in 10,000 games chance hides a hundredth
+TARGETS = {BLACKJACK: -0.055, "FrozenLake-v1": 0.70}  # mean return that counts as solved
+
+
+@dataclass(frozen=True)
+class Config(RunConfig):
+    """Hyperparameters; the defaults are for Blackjack-v1."""
+
+    env_id: str = BLACKJACK  # or FrozenLake-v1 and others that keep their state in `s`
+    seed: int = 0  # of everything random
+    num_episodes: int = 500_000  # episodes to learn from
+    gamma: float = 1.0  # γ, discount factor
+    max_steps: int = 1_000  # longer episodes are cut, which counts as truncation
+    map: str = ""  # FrozenLake only: rows of S, F, H, G joined by "/"; empty: the usual map
+    slippery: bool = True  # FrozenLake only: the ice lets you slip sideways two times in three
+    eval_episodes: int = 1_000  # fresh greedy episodes at the end; Blackjack's return is computed
+
+
+def reachable_states(model: Model) -> np.ndarray:
+    """States in which an episode may begin or go on, in ascending order."""
+    reachable = model.start > 0.0  # [S]
+    while True:
+        grown = reachable | (model.transition[reachable] > 0.0).any(axis=(0, 1))
+        if np.array_equal(grown, reachable):
+            return np.flatnonzero(reachable)
+        reachable = grown
+
+
+def begin_in(env: Any, state: int) -> None:
+    """Puts an environment that has just been reset into a state."""
+    if not isinstance(env.unwrapped, BlackjackEnv):
+        env.unwrapped.s = state
+        return
+    (rest, usable), cards = divmod(state, 2), env.unwrapped
+    total, cards.dealer[0] = divmod(rest, 11)
+    if usable:
+        cards.player = [1, total - 11]  # the ace counts 11
+    elif total < 12:
+        cards.player = [2, total - 2]
+    else:
+        cards.player = [10, total - 10] if total < 21 else [10, 9, 2]
+
+
+def greedy(values: np.ndarray, rng: np.random.Generator) -> int:
+    """(4): the best action by its values, [A]; a random one of several."""
+    best = np.flatnonzero(values == values.max())
+    return int(best[0] if len(best) == 1 else rng.choice(best))
+
+
+def train(config: Config) -> Result:
+    """Runs Monte Carlo control with exploring starts; see `Config` for what can be set."""
+    env, num_states, num_actions = make_tabular_env(config.env_id, **env_kwargs(config))
+    model = tabular_model(env, config.env_id)
+    env.reset()
+    if not isinstance(env.unwrapped, BlackjackEnv) and not hasattr(env.unwrapped, "s"):
+        raise UserError(
+            f"--env-id {config.env_id}: its state cannot be set (no env.unwrapped.s); try "
+            "Blackjack-v1 or FrozenLake-v1, or use mc_control_epsilon_greedy.py"
+        )
+    starts = reachable_states(model).tolist()
+    limit = env.spec.max_episode_steps
+    run = Run(config, __file__)
+    rng = np.random.default_rng([config.seed, 1])
+    Q = np.zeros((num_states, num_actions))
+    N = np.zeros((num_states, num_actions), np.int64)
+    policy = rng.integers(num_actions, size=num_states)
+    run.track(Q=Q, N=N, policy=policy, rng=rng)
+
+    for _ in run.steps(config.num_episodes, unit="episode"):
+        env.reset(seed=run.episode_seed)
+        state = starts[int(rng.random() * len(starts))]  # (1)
+        action = int(rng.random() * num_actions)  # (1)
+        begin_in(env, state)
+        pairs, rewards, terminated, truncated = [], [], False, False
+        while not (terminated or truncated):
+            next_state, reward, terminated, truncated, _ = env.step(action)
+            pairs.append((state, action))
+            rewards.append(reward)
+            state, action = next_state, int(policy[next_state])
+            truncated = truncated or len(rewards) >= config.max_steps
+
+        # Going backwards, the earliest visit of a pair is written last.
+        first_visit = {pair: t for t, pair in reversed(list(enumerate(pairs)))}
+        G = 0.0 if terminated else Q[state].max()
+        for t in reversed(range(len(rewards))):
+            G = rewards[t] + config.gamma * G  # (2)
+            state, action = pairs[t]
+            if first_visit[state, action] == t:
+                N[state, action] += 1
+                Q[state, action] += (G - Q[state, action]) / N[state, action]  # (3)
+                policy[state] = greedy(Q[state], rng)  # (4)
+
+        run.log({"train/return_of_start": G, "charts/episode_length": len(rewards)})
+        if run.every(4 * run.log_every):
+            run.log({"train/exact_return": exact_return(policy, model, limit)})
+
+    V = Q.max(axis=1)
+    np.savez(run.run_dir / "tables.npz", V=V, Q=Q, N=N, policy=policy)
+    draw(run.run_dir, config, env, V, policy, N[starts].ravel())
+    facts = {
+        "exact_return": exact_return(policy, model, limit),
+        "fewest_visits_of_a_pair": int(N[starts].min()),
+    }
+    return run.finish(lambda state: policy[state], facts)
+
+
+def load_policy(config: Config) -> Policy:
+    """The greedy policy of a finished or interrupted run, for `python -m common.play`."""
+    _, num_states, _ = make_tabular_env(config.env_id, **env_kwargs(config))
+    policy = np.zeros(num_states, np.int64)
+    restore_latest(config.resume, policy=policy)
+    return lambda state: policy[state]
+
+
+def env_kwargs(config: Config) -> dict[str, Any]:
+    """Arguments of the environment's constructor."""
+    return toy_text_kwargs(config.env_id, config.map, config.slippery)
+
+
+def draw(
+    run_dir: Path, config: Config, env: Any, V: np.ndarray, policy: np.ndarray, visits: np.ndarray
+) -> None:
+    """`learning_curve.png`: the policy's return, visits of each pair; `values.png`: V, policy."""
+    title = f"Monte Carlo, exploring starts: {config.env_id}"
+    draw_values(run_dir / "values.png", env, config.env_id, V, policy, title)
+    with plots.figure(run_dir / "learning_curve.png", columns=2) as [left, right]:
+        left.plot(*plots.curve(read_metrics(run_dir), "train/exact_return"), label="greedy policy")
+        if config.env_id in TARGETS:
+            left.axhline(TARGETS[config.env_id], color=plots.GREY, ls="--", label="target")
+        left.set(xlabel="episodes", ylabel="exact return of the policy", title=title)
+        left.legend()
+        right.semilogy(np.sort(visits)[::-1], label="visits of a pair")
+        mean = config.num_episodes / len(visits)
+        right.axhline(mean, color=plots.GREY, ls="--", label=f"its starts, on average: {mean:,.0f}")
+        right.set(xlabel="pairs (s, a), most visited first", ylabel="first visits N(s, a)")
+        right.set(ylim=(1, None), title="every pair is tried, again and again")
+        right.legend(loc="lower left")
+
+
+@command
+def main() -> None:
+    """Learns, evaluates, reports."""
+    config = parse(Config, __doc__)
+    result = train(config)
+    if config.env_id == BLACKJACK:
+        exact = result.facts["exact_return"]
+        report_measure(result, config, "exact return", exact, TARGETS[BLACKJACK])
+    else:
+        report(result, config, TARGETS, env_kwargs(config))
+
+
+if __name__ == "__main__":
+    main()
