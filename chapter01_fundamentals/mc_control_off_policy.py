@@ -40,9 +40,8 @@ Expected
 --------
 Measured: exact return -0.0478, -0.0497, -0.0483 (seeds 0, 1, 2; target -0.055), 38 s
 
-500,000 random games, weighted importance sampling. The best policy there is earns -0.0466. The
-mean squared error of the two estimators in `importance_sampling.png` after 1,000 games, seeds 0, 1,
-2: ordinary 0.0085, 0.0101, 0.0117, weighted 0.0076, 0.0087, 0.0116.
+500,000 random games; the best policy there is earns -0.0466. Mean squared error of the estimators
+in `importance_sampling.png`: ordinary 0.0085, 0.0101, 0.0117, weighted 0.0076, 0.0087, 0.0116.
 
 Paper
 -----

@@ -38,7 +38,8 @@ Expected
 Measured: greedy return -15.0, -15.0, -15.0 on CliffWalking (seeds 0, 1, 2), 3 s
 
 5,000 episodes. Exactly, the greedy policy earns -15, one row away from the edge, and with the slips
-it was learned with -20.7, -21.4, -20.8; the best there is with these slips earns -20.71.
+it was learned with -20.7, -21.4, -20.8; the best there is with these slips earns -20.7077. So does
+what α = 1 learns, second command, to all four digits. Seeds 3 to 9: -15, too.
 FrozenLake-v1, third command, exact greedy return: 0.730, 0.730, 0.730 (optimum 0.740). Taxi-v4,
 fourth command: 7.93, 7.93, 7.93, the optimum.
 

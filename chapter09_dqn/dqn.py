@@ -87,10 +87,7 @@ class Config(RunConfig):
     learning_rate: float = 2.3e-3  # α, step size of Adam at the start
     anneal: bool = True  # learning rate falls linearly to 0 over the run
     gamma: float = 0.99  # γ, discount factor
-    hidden_sizes: tuple[int, ...] = (
-        120,
-        84,
-    )  # units of dense layers, none: linear (images: Nature CNN)
+    hidden_sizes: tuple[int, ...] = (120, 84)  # units of the dense layers (images: Nature CNN)
     buffer_size: int = 100_000  # transitions in the replay buffer
     batch_size: int = 128  # B, transitions per gradient step
     learning_starts: int = 1_000  # steps before the first gradient step

@@ -90,10 +90,7 @@ class Config(RunConfig):
     entropy_coefficient: float = 0.0  # c_e, weight of the entropy in the loss
     value_coefficient: float = 0.5  # c_v, weight of the value network's loss
     max_grad_norm: float = 0.5  # longest gradient, over all weights together
-    hidden_sizes: tuple[int, ...] = (
-        64,
-        64,
-    )  # units of dense layers, none: linear (images: Nature CNN)
+    hidden_sizes: tuple[int, ...] = (64, 64)  # units of the dense layers (images: Nature CNN)
 
 
 class Samples(NamedTuple):

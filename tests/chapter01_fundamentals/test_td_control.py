@@ -14,6 +14,7 @@ from common.diff import difference, read_source
 from common.environments import make_env
 from common.environments.tabular import exact_return, tabular_model
 from common.errors import UserError
+from common.metrics import read_metrics
 
 import gymnasium as gym
 import numpy as np
@@ -73,6 +74,14 @@ def test_only_the_end_of_the_mdp_stops_the_bootstrap(tmp_path, script, env_id, v
     flags = {"num_episodes": 200, "alpha": 0.5, "gamma": 0.8, "max_steps": 6, "start_epsilon": 1.0}
     _, tables = train(script, tmp_path, env_id=f"TdControl{env_id}-v0", **flags)
     np.testing.assert_allclose(tables["Q"], value, atol=1e-6)
+
+
+@each_script
+def test_longer_episodes_are_cut(tmp_path, script):
+    train(script, tmp_path, env_id="TdControlEndless-v0", num_episodes=3, max_steps=6)
+    metrics = read_metrics(tmp_path)
+    np.testing.assert_array_equal(metrics["charts/episode_length"], 6.0)
+    np.testing.assert_array_equal(metrics["charts/episode_return"], 12.0)
 
 
 # --- Action selection -------------------------------------------------------------------------

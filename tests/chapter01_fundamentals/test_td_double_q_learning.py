@@ -143,22 +143,3 @@ def test_learns_the_best_action_from_what_it_tries(tmp_path):
     for name in ("Q1", "Q2", "Q"):
         np.testing.assert_allclose(tables[name][1], [0.0, 1.0, -5.0], atol=1e-3)
         np.testing.assert_allclose(tables[name][0], 0.5, atol=1e-3)
-
-
-# --- Full targets -----------------------------------------------------------------------------
-
-
-@pytest.mark.learning
-@pytest.mark.parametrize("seed", [0, 1, 2])
-@pytest.mark.parametrize(
-    ("flags", "target"),
-    [
-        ({}, -13.0),
-        ({"env_id": "FrozenLake-v1", "num_episodes": 20_000, "gamma": 0.99, "start_epsilon": 1.0,
-          "end_epsilon": 0.0}, 0.703),
-        ({"env_id": "Taxi-v4", "num_episodes": 10_000, "alpha": 0.2, "end_epsilon": 0.0}, 7.53),
-    ],
-)  # fmt: skip
-def test_targets(tmp_path, flags, target, seed):
-    result, _ = train(tmp_path, seed=seed, **flags)
-    assert result.facts["exact_return"] >= target - 1e-9

@@ -66,19 +66,3 @@ def test_the_largest_step_size_solves_the_cliff_exactly(tmp_path):
     assert result.facts["exact_return_exploring"] == pytest.approx(model.start @ V, abs=0.02)
     assert tables["Q"][36].max() == pytest.approx(Q[36].max(), abs=0.25)
     assert exact_return(tables["policy"], model) == result.facts["exact_return"]
-
-
-@pytest.mark.learning
-@pytest.mark.parametrize("seed", [0, 1, 2])
-@pytest.mark.parametrize(
-    ("flags", "target"),
-    [
-        ({}, -15.0),
-        ({"env_id": "FrozenLake-v1", "num_episodes": 20_000, "gamma": 0.99, "start_epsilon": 1.0,
-          "end_epsilon": 0.0}, 0.703),
-        ({"env_id": "Taxi-v4", "num_episodes": 10_000, "alpha": 0.2, "end_epsilon": 0.0}, 7.53),
-    ],
-)  # fmt: skip
-def test_targets(tmp_path, flags, target, seed):
-    result, _ = run(td_expected_sarsa, tmp_path, seed=seed, **flags)
-    assert result.facts["exact_return"] >= target - 1e-9

@@ -104,22 +104,3 @@ def test_learns_the_optimum_whatever_it_does(tmp_path, epsilon):
     )
     np.testing.assert_allclose(Q[:15], best_q(known, 0.0, 0.9)[:15], atol=1e-12)
     assert Q[0].max() == pytest.approx(0.9**5, abs=1e-12)
-
-
-# --- Full targets -----------------------------------------------------------------------------
-
-
-@pytest.mark.learning
-@pytest.mark.parametrize("seed", [0, 1, 2])
-@pytest.mark.parametrize(
-    ("flags", "target"),
-    [
-        ({}, -13.0),
-        ({"env_id": "FrozenLake-v1", "num_episodes": 20_000, "gamma": 0.99, "start_epsilon": 1.0,
-          "end_epsilon": 0.0}, 0.703),
-        ({"env_id": "Taxi-v4", "num_episodes": 10_000, "alpha": 0.2, "end_epsilon": 0.0}, 7.53),
-    ],
-)  # fmt: skip
-def test_targets(tmp_path, flags, target, seed):
-    result = td_q_learning.train(td_q_learning.Config(run_dir=str(tmp_path), seed=seed, **flags))
-    assert result.facts["exact_return"] >= target - 1e-9

@@ -63,19 +63,3 @@ def test_the_value_asked_for_is_that_of_the_action_taken_next(tmp_path, seed):
     assert np.isclose(possible, Q[last, a], atol=1e-12).any()
     expected[last, a] = Q[last, a]
     np.testing.assert_allclose(Q, expected, atol=1e-12)
-
-
-@pytest.mark.learning
-@pytest.mark.parametrize("seed", [0, 1, 2])
-@pytest.mark.parametrize(
-    ("flags", "target"),
-    [
-        ({}, -15.0),
-        ({"env_id": "FrozenLake-v1", "num_episodes": 20_000, "gamma": 0.99, "start_epsilon": 1.0,
-          "end_epsilon": 0.0}, 0.703),
-        ({"env_id": "Taxi-v4", "num_episodes": 10_000, "alpha": 0.2, "end_epsilon": 0.0}, 7.53),
-    ],
-)  # fmt: skip
-def test_targets(tmp_path, flags, target, seed):
-    result = td_sarsa.train(td_sarsa.Config(run_dir=str(tmp_path), seed=seed, **flags))
-    assert result.facts["exact_return"] >= target - 1e-9
