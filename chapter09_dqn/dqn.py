@@ -53,18 +53,20 @@ Mnih et al., "Human-level control through deep reinforcement learning", Nature 5
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from common.acting import forward
 from common.checkpoint import restore_latest
 from common.cli import command, parse
 from common.compiled import compiled, use_threads
 from common.config import RunConfig, check_config
-from common.environments import is_image, make_envs, successor
+from common.environments import atari_kwargs, is_image, make_envs, successor
 from common.errors import UserError
 from common.evaluation import report
 from common.networks import body, copy_weights
 from common.policies import require_discrete
 from common.replay import Batch, make_replay
+from common.returns import TrueReturns
 from common.run import Policy, Result, Run
 from common.schedules import linear_schedule
 
@@ -84,6 +86,7 @@ class Config(RunConfig):
     seed: int = 0  # of everything random
     total_timesteps: int = 75_000  # environment steps, all environments together
     num_envs: int = 8  # environments that step side by side
+    frame_size: int = 84  # pixels on each side of an Atari frame
     learning_rate: float = 2.3e-3  # α, step size of Adam at the start
     anneal: bool = True  # learning rate falls linearly to 0 over the run
     gamma: float = 0.99  # γ, discount factor
@@ -150,7 +153,7 @@ def greedy_policy(q_values: Callable[[np.ndarray], np.ndarray]) -> Policy:
 
 def train(config: Config) -> Result:
     """Trains an agent; see `Config` for everything that can be set."""
-    envs = make_envs(config.env_id, config.num_envs)
+    envs = make_envs(config.env_id, config.num_envs, **env_kwargs(config))
     num_actions = require_discrete(envs.single_action_space, config.env_id, "ppo_clip.py")
     check(config)
     replay = make_replay(envs, config.buffer_size, seed=config.seed)
@@ -187,12 +190,15 @@ def train(config: Config) -> Result:
         config.exploration_fraction * config.total_timesteps,
     )
 
+    true_returns = TrueReturns(config.num_envs, config.gamma)  # beside train/q_value
     state, _ = envs.reset(seed=run.reset_seed)
     for step in run.steps(config.total_timesteps, config.num_envs):
         action = epsilon_greedy(q_values(state), epsilon(step), rng)  # (1)
         next_state, reward, terminated, truncated, info = envs.step(action)
         clipped = np.sign(reward) if envs.is_atari else reward  # Atari scores differ by game
         replay.add(state, action, clipped, successor(next_state, info), terminated, truncated)
+        true_return, states = true_returns.add(clipped, terminated, truncated)
+        run.log({"train/true_return": true_return}, weight=states)
         state = next_state
 
         if step >= config.learning_starts and run.every(config.train_frequency):
@@ -202,6 +208,11 @@ def train(config: Config) -> Result:
         if run.every(config.target_frequency):
             copy_weights(q_network, target_network)  # (4)
     return run.finish(greedy_policy(q_values))
+
+
+def env_kwargs(config: Config) -> dict[str, Any]:
+    """What the environment's constructor gets."""
+    return atari_kwargs(config.env_id, config.frame_size)
 
 
 def check(config: Config) -> None:
@@ -221,7 +232,7 @@ def check(config: Config) -> None:
 
 def load_policy(config: Config) -> Policy:
     """The greedy policy of a finished or interrupted run, for `python -m common.play`."""
-    envs = make_envs(config.env_id, 1)
+    envs = make_envs(config.env_id, 1, **env_kwargs(config))
     num_actions = require_discrete(envs.single_action_space, config.env_id, "ppo_clip.py")
     q_network = build_q_network(envs.single_observation_space, num_actions, config.hidden_sizes)
     restore_latest(config.resume, q_network=q_network)
@@ -233,7 +244,7 @@ def main() -> None:
     """Trains, evaluates, reports."""
     config = parse(Config, __doc__)
     result = train(config)
-    report(result, config, TARGETS)
+    report(result, config, TARGETS, env_kwargs(config))
 
 
 if __name__ == "__main__":

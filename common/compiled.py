@@ -53,7 +53,8 @@ def compiled(
         function: the function; its arguments may be arrays, scalars, and nested tuples of them.
         xla: compile with XLA. Faster for small dense networks, slower for convolutions on CPUs.
         loop: the leading axis of every array counts repetitions: call the function once for each
-            slice, in order and all inside one call into TensorFlow, and return the mean results.
+            slice, in order and all inside one call into TensorFlow. Of scalar results the mean is
+            returned, other results are stacked along a new leading axis.
         refreshes: what `common.acting.forward` made of the network that the function updates;
             its copy of the weights is renewed in the same call.
 
@@ -172,28 +173,47 @@ def mean_over(function: Callable[[Any], Any], slices: Any) -> Any:
 
     Args:
         function: takes one slice, returns float32 tensors in any structure.
-        slices: a tensor, or a structure of tensors, whose leading axes have the same length.
+        slices: a tensor, or a structure of tensors, whose leading axes have the same length K.
 
     Returns:
-        The mean of what `function` returned, in the same structure.
+        What `function` returned, in the same structure: the means of scalars, and everything else
+        stacked, [K, ...].
     """
     repetitions = tf.nest.flatten(slices)[0].shape[0]
 
     def once(k: Any) -> Any:
         return function(tf.nest.map_structure(lambda leaf: leaf[k], slices))
 
-    if repetitions == 1:
-        return once(0)
-    # A while loop, not an unrolled one: compiling takes as long for 100 repetitions as for two.
     first = once(0)
+    if repetitions == 1:
+        return tf.nest.map_structure(lambda t: t[None] if t.shape.rank else t, first)
 
-    def body(k: tf.Tensor, totals: Any) -> tuple[tf.Tensor, Any]:
-        return k + 1, tf.nest.map_structure(tf.add, totals, once(k))
+    def begin(result: tf.Tensor) -> Any:
+        if not result.shape.rank:
+            return result
+        stack = tf.TensorArray(result.dtype, repetitions, element_shape=result.shape)
+        return stack.write(0, result)
 
-    _, totals = tf.while_loop(
-        lambda k, _: k < repetitions, body, (tf.constant(1), first), parallel_iterations=1
+    def append(so_far: Any, result: tf.Tensor, k: tf.Tensor) -> Any:
+        return so_far.write(k, result) if result.shape.rank else so_far + result
+
+    # A while loop, not an unrolled one: compiling takes as long for 100 repetitions as for two.
+    def body(k: tf.Tensor, so_far: list) -> tuple[tf.Tensor, list]:
+        results = tf.nest.flatten(once(k))
+        return k + 1, [append(old, new, k) for old, new in zip(so_far, results, strict=True)]
+
+    flat = tf.nest.flatten(first)
+    _, collected = tf.while_loop(
+        lambda k, _: k < repetitions,
+        body,
+        (tf.constant(1), [begin(result) for result in flat]),
+        parallel_iterations=1,
     )
-    return tf.nest.map_structure(lambda total: total / repetitions, totals)
+    results = [
+        so_far.stack() if result.shape.rank else so_far / repetitions
+        for so_far, result in zip(collected, flat, strict=True)
+    ]
+    return tf.nest.pack_sequence_as(first, results)
 
 
 def _flatten(structure: Any, leaves: list[np.ndarray]) -> Any:

@@ -97,7 +97,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys(
         (
             "gamma gae_lambda polyak epsilon start_epsilon end_epsilon exploration_fraction "
-            "success_rate"
+            "success_rate prioritization_exponent start_beta"
         ).split(),
         (_fraction, "between 0 and 1"),
     ),
@@ -110,7 +110,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
         (_positive, "greater than 0"),
     ),
     **dict.fromkeys("num_visitors num_logs num_users".split(), (_at_least_one, "at least 1")),
-    **dict.fromkeys("max_steps run_episodes".split(), (_at_least_one, "at least 1")),
+    **dict.fromkeys("max_steps run_episodes num_atoms".split(), (_at_least_one, "at least 1")),
     "step_size": (_fraction, "between 0 and 1"),
     "stick_on": (_blackjack_sum, "4 to 22"),
     **dict.fromkeys(

@@ -50,14 +50,21 @@ def nature_cnn(
     Returns:
         Features, [B, 512].
     """
+    features = convolutions(inputs, initializer)
+    return keras.layers.Dense(512, "relu", kernel_initializer=initializer())(features)
+
+
+def convolutions(
+    inputs: keras.KerasTensor, initializer: Initializer = keras.initializers.HeUniform
+) -> keras.KerasTensor:
+    """The three convolutions of `nature_cnn`, flattened: [B, H, W, C] -> [B, D]."""
     features = inputs
     for filters, size, stride in ((32, 8, 4), (64, 4, 2), (64, 3, 1)):
         layer = keras.layers.Conv2D(
             filters, size, stride, activation="relu", kernel_initializer=initializer()
         )
         features = layer(features)
-    features = keras.layers.Flatten()(features)
-    return keras.layers.Dense(512, "relu", kernel_initializer=initializer())(features)
+    return keras.layers.Flatten()(features)
 
 
 def body(
@@ -81,26 +88,51 @@ def body(
     Raises:
         UserError: the observation space is of another kind.
     """
+    inputs, features = _prepared(observation_space)
+    if is_image(observation_space):
+        return inputs, nature_cnn(features, initializer)
+    return inputs, mlp(features, hidden_sizes, activation, initializer)
+
+
+def trunk(
+    observation_space: gym.Space, hidden_sizes: Sequence[int]
+) -> tuple[keras.KerasTensor, keras.KerasTensor, int]:
+    """What `body` makes, without its last dense layer: for networks that branch there.
+
+    Args:
+        observation_space: as for `body`.
+        hidden_sizes: units of the dense layers, at least one; images ignore it.
+
+    Returns:
+        The Keras input, the features [B, D], and the units of the layer that was left out.
+
+    Raises:
+        UserError: the observation space is of another kind, or there is no layer to leave out.
+    """
+    inputs, features = _prepared(observation_space)
+    if is_image(observation_space):
+        return inputs, convolutions(features), 512
+    if not hidden_sizes:
+        raise UserError("--hidden-sizes: must name at least one layer, in which the network forks")
+    return inputs, mlp(features, hidden_sizes[:-1]), hidden_sizes[-1]
+
+
+def _prepared(observation_space: gym.Space) -> tuple[keras.KerasTensor, keras.KerasTensor]:
+    """The Keras input for an observation space, and what the first layer should see of it."""
     if isinstance(observation_space, gym.spaces.Discrete):
         inputs = keras.Input((), dtype="int32")
         shifted = inputs - int(observation_space.start)
-        return inputs, mlp(
-            keras.ops.one_hot(shifted, int(observation_space.n)),
-            hidden_sizes,
-            activation,
-            initializer,
-        )
+        return inputs, keras.ops.one_hot(shifted, int(observation_space.n))
     if is_image(observation_space):
         assert observation_space.shape is not None
         inputs = keras.Input(observation_space.shape, dtype="uint8")
         images = inputs
         if observation_space.shape[0] < observation_space.shape[-1]:  # channels (or frames) first
             images = keras.layers.Permute((2, 3, 1))(images)
-        scaled = keras.layers.Rescaling(1.0 / 255.0)(images)
-        return inputs, nature_cnn(scaled, initializer)
+        return inputs, keras.layers.Rescaling(1.0 / 255.0)(images)
     if isinstance(observation_space, gym.spaces.Box) and len(observation_space.shape) == 1:
         inputs = keras.Input(observation_space.shape)
-        return inputs, mlp(inputs, hidden_sizes, activation, initializer)
+        return inputs, inputs
     raise UserError(
         f"--env-id: observations are {observation_space}; networks here take Box vectors, "
         "Box images (uint8, at least 36 x 36) and Discrete observations"
@@ -109,5 +141,6 @@ def body(
 
 def copy_weights(source: keras.Model, target: keras.Model) -> None:
     """θ' <- θ: makes `target`'s weights equal to `source`'s."""
-    for theta, theta_target in zip(source.variables, target.variables, strict=True):
+    # Not `variables`: the states of random generators are among these.
+    for theta, theta_target in zip(source.weights, target.weights, strict=True):
         theta_target.assign(theta)

@@ -1,4 +1,7 @@
-"""Replay buffers: uniform for any observation, and one that stores each Atari frame once."""
+"""Replay buffers for any observation, one of which stores each Atari frame once.
+
+Both draw uniformly; `common.prioritized` draws by priority from either of them.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +27,27 @@ class Batch(NamedTuple):
     terminated: np.ndarray  # [B] float32: 1 where the MDP ended, so no bootstrap
 
 
+class NStepBatch(NamedTuple):
+    """Stretches of up to n steps of one episode; leading shapes as in `Batch`.
+
+    A stretch ends early where its episode does, and at the newest transition of its environment. A
+    time limit ends it without `terminated`: bootstrap from `next_state` with `discount`.
+    """
+
+    state: np.ndarray  # [B, ...] s_t
+    action: np.ndarray  # [B] or [B, A] a_t
+    reward: np.ndarray  # [B] float32: r_t + γ r_t+1 + ... + γ^(k-1) r_t+k-1, with k <= n
+    next_state: np.ndarray  # [B, ...] the true s_t+k
+    terminated: np.ndarray  # [B] float32: 1 where the MDP ended within the stretch
+    discount: np.ndarray  # [B] float32: γ^k, for what comes after
+
+
 def make_replay(
-    envs: VectorEnvs, capacity: int, seed: int | np.random.SeedSequence
+    envs: VectorEnvs,
+    capacity: int,
+    seed: int | np.random.SeedSequence,
+    n_step: int | None = None,
+    gamma: float = 1.0,
 ) -> ReplayBuffer | FrameReplayBuffer:
     """The replay buffer that fits the environments: stacked Atari frames are stored once.
 
@@ -35,6 +57,8 @@ def make_replay(
         envs: training environments.
         capacity: transitions to keep, all environments together.
         seed: of the generator that draws batches.
+        n_step: steps per stretch: batches are `NStepBatch`es; None: single steps, as `Batch`es.
+        gamma: discount factor γ within a stretch.
 
     Raises:
         UserError: the buffer does not fit into memory.
@@ -50,21 +74,30 @@ def make_replay(
             f"--buffer-size {capacity}: needs {size / 1e9:.1f} GB of memory, "
             f"{available / 1e9:.1f} GB are free; choose at most {fitting}"
         )
-    return kind(envs, capacity, seed)
+    return kind(envs, capacity, seed, n_step, gamma)
 
 
 class ReplayBuffer:
     """The last `capacity` transitions, drawn uniformly with replacement."""
 
-    def __init__(self, envs: VectorEnvs, capacity: int, seed: int | np.random.SeedSequence) -> None:
-        """Allocates; memory is touched only as the buffer fills."""
+    def __init__(
+        self,
+        envs: VectorEnvs,
+        capacity: int,
+        seed: int | np.random.SeedSequence,
+        n_step: int | None = None,
+        gamma: float = 1.0,
+    ) -> None:
+        """Allocates; memory is touched only as the buffer fills. Arguments as in `make_replay`."""
         space = envs.single_observation_space
-        self.capacity = capacity
+        self.capacity, self.num_envs = capacity, envs.num_envs
+        self.n_step, self.gamma = n_step, gamma
         self.state = np.zeros((capacity, *shape_of(space)), _dtype(space))
         self.next_state = np.zeros((capacity, *shape_of(space)), _dtype(space))
         self.action = _empty_actions(envs, capacity)
         self.reward = np.zeros(capacity, np.float32)
         self.terminated = np.zeros(capacity, np.float32)
+        self.done = np.zeros(capacity, bool)  # the episode ended, by itself or by a time limit
         self.rng = np.random.default_rng(seed)
         self.added = 0  # transitions ever added
 
@@ -73,7 +106,7 @@ class ReplayBuffer:
         """Memory of a full buffer, in bytes."""
         space = envs.single_observation_space
         observation = int(np.prod(shape_of(space))) * _dtype(space).itemsize
-        return capacity * (2 * observation + _empty_actions(envs, 1).nbytes + 8)
+        return capacity * (2 * observation + _empty_actions(envs, 1).nbytes + 9)
 
     def __len__(self) -> int:
         return min(self.added, self.capacity)
@@ -86,7 +119,7 @@ class ReplayBuffer:
         next_state: np.ndarray,
         terminated: np.ndarray,
         truncated: np.ndarray,
-    ) -> None:
+    ) -> np.ndarray:
         """Stores one transition of each of N environments, over the oldest ones when full.
 
         Args:
@@ -95,9 +128,11 @@ class ReplayBuffer:
             reward: [N].
             next_state: the true successors, [N, ...]; see `successor`.
             terminated: [N].
-            truncated: [N]; not stored: a time limit does not change a transition.
+            truncated: [N]; a stretch of n steps ends there, without having terminated.
+
+        Returns:
+            The places they took, [N]: what `gather` wants, from 0 to `capacity` - 1.
         """
-        del truncated
         n = len(reward)
         start = self.added % self.capacity
         if start + n <= self.capacity:
@@ -109,18 +144,32 @@ class ReplayBuffer:
         self.reward[at] = reward
         self.next_state[at] = next_state
         self.terminated[at] = terminated
+        self.done[at] = np.logical_or(terminated, truncated)
         self.added += n
+        return np.arange(start, start + n) % self.capacity
 
-    def sample(self, *shape: int) -> Batch:
+    def sample(self, *shape: int) -> Batch | NStepBatch:
         """Draws transitions: `sample(B)`, or `sample(K, B)` for K batches at once."""
-        index = self.rng.integers(0, len(self), shape)
-        return Batch(
-            self.state[index],
-            self.action[index],
-            self.reward[index],
-            self.next_state[index],
-            self.terminated[index],
-        )
+        return self.gather(self.rng.integers(0, len(self), shape))
+
+    def gather(self, index: np.ndarray) -> Batch | NStepBatch:
+        """The transitions at the given places, [...], or the stretches that begin there."""
+        state, action = self.state[index], self.action[index]
+        if self.n_step is None:
+            reward, terminated = self.reward[index], self.terminated[index]
+            return Batch(state, action, reward, self.next_state[index], terminated)
+        last, reward, discount = _stretch(self, index)
+        next_state, terminated = self.next_state[last], self.terminated[last]
+        return NStepBatch(state, action, reward, next_state, terminated, discount)
+
+    def following(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Where the same environments' next transitions are, and whether they exist yet."""
+        age = (self.added - 1 - index) % self.capacity  # transitions that were added later
+        return (index + self.num_envs) % self.capacity, age >= self.num_envs
+
+    def take_dead(self) -> list[int]:
+        """Places that cannot be gathered any more although nothing new stands there: none."""
+        return []
 
     def get_state(self) -> dict[str, np.ndarray]:
         """What a checkpoint keeps: the filled part, the position, the generator's state."""
@@ -133,7 +182,7 @@ class ReplayBuffer:
         for name in self._arrays:
             getattr(self, name)[: len(self)] = state[name]
 
-    _arrays = ("state", "action", "reward", "next_state", "terminated")
+    _arrays = ("state", "action", "reward", "next_state", "terminated", "done")
 
 
 class FrameReplayBuffer:
@@ -147,11 +196,20 @@ class FrameReplayBuffer:
 
     CHUNK = 64 * 2**20  # bytes of frames per array in a checkpoint, so that loading needs no copy
 
-    def __init__(self, envs: VectorEnvs, capacity: int, seed: int | np.random.SeedSequence) -> None:
-        """Allocates; memory is touched only as the buffer fills."""
+    def __init__(
+        self,
+        envs: VectorEnvs,
+        capacity: int,
+        seed: int | np.random.SeedSequence,
+        n_step: int | None = None,
+        gamma: float = 1.0,
+    ) -> None:
+        """Allocates; memory is touched only as the buffer fills. Arguments as in `make_replay`."""
         n, shape = envs.num_envs, shape_of(envs.single_observation_space)
         self.stack = envs.frame_stack
+        self.n_step, self.gamma = n_step, gamma
         self.per_env = -(-capacity // n)  # transitions of each environment
+        self.capacity = n * self.per_env
         self.ring = self._ring(self.per_env, self.stack)
         self.frames = np.zeros((n, self.ring, *shape[1:]), np.uint8)
         # Number of the newest frame of each transition's state; its successor's is one higher.
@@ -161,10 +219,12 @@ class FrameReplayBuffer:
             self.action = self.action[..., 0]
         self.reward = np.zeros((n, self.per_env), np.float32)
         self.terminated = np.zeros((n, self.per_env), np.float32)
+        self.done = np.zeros((n, self.per_env), bool)
         self.rng = np.random.default_rng(seed)
         self.added = 0  # transitions ever added to each environment
         self.count = np.zeros(n, np.int64)  # frames ever written, by environment
         self.oldest = np.zeros(n, np.int64)  # first transition whose frames are all alive
+        self._dead: list[int] = []
         self._expected: np.ndarray | None = None  # what add() should see next as `state`
 
     @staticmethod
@@ -180,7 +240,7 @@ class FrameReplayBuffer:
         frame = int(np.prod(shape_of(envs.single_observation_space)[1:]))
         ring = FrameReplayBuffer._ring(per_env, envs.frame_stack)
         action = _empty_actions(envs, 1).nbytes
-        return envs.num_envs * (ring * frame + per_env * (8 + action + 8))
+        return envs.num_envs * (ring * frame + per_env * (8 + action + 9))
 
     def __len__(self) -> int:
         return int(np.sum(self.added - self.oldest))
@@ -193,13 +253,12 @@ class FrameReplayBuffer:
         next_state: np.ndarray,
         terminated: np.ndarray,
         truncated: np.ndarray,
-    ) -> None:
-        """Stores one transition of each of N environments; arguments as in `ReplayBuffer.add`.
+    ) -> np.ndarray:
+        """Stores one transition of each of N environments; see `ReplayBuffer.add`.
 
         `terminated` may be a lost life in a game that goes on: if the next call's `state` is this
         call's `next_state`, nothing is stored twice, whatever the flags say.
         """
-        del truncated
         for i in range(len(reward)):
             fresh = self._expected is None or not np.array_equal(self._expected[i], state[i])
             if fresh:
@@ -210,6 +269,7 @@ class FrameReplayBuffer:
         self.action[:, at] = action
         self.reward[:, at] = reward
         self.terminated[:, at] = terminated
+        self.done[:, at] = np.logical_or(terminated, truncated)
         self.added += 1
         self._expected = next_state
         # A transition dies when it is itself overwritten or when its oldest frame is.
@@ -217,31 +277,68 @@ class FrameReplayBuffer:
         first_frame = self.count - self.ring
         for i in range(len(reward)):
             while self.newest[i, self.oldest[i] % self.per_env] - self.stack + 1 < first_frame[i]:
+                self._dead.append(i * self.per_env + int(self.oldest[i]) % self.per_env)
                 self.oldest[i] += 1
+        return np.arange(len(reward)) * self.per_env + at
 
     def _write(self, env: int, frames: np.ndarray) -> None:
         for frame in frames:
             self.frames[env, self.count[env] % self.ring] = frame
             self.count[env] += 1
 
-    def sample(self, *shape: int) -> Batch:
+    def sample(self, *shape: int) -> Batch | NStepBatch:
         """Draws transitions: `sample(B)`, or `sample(K, B)` for K batches at once."""
         alive = self.added - self.oldest  # [N]
         ends = np.cumsum(alive)
         draw = self.rng.integers(0, ends[-1], shape)
         env = np.searchsorted(ends, draw, side="right")
         at = (self.oldest[env] + draw - (ends - alive)[env]) % self.per_env
-        window = self.newest[env, at][..., None] + np.arange(1 - self.stack, 2)  # [..., stack + 1]
-        frames = self.frames[env[..., None], window % self.ring]
-        depth = len(shape)
-        stacks = np.moveaxis(frames, depth, 0)  # [stack + 1, ..., H, W]
-        return Batch(
-            np.moveaxis(stacks[:-1], 0, depth),
+        return self.gather(env * self.per_env + at)
+
+    def gather(self, index: np.ndarray) -> Batch | NStepBatch:
+        """The transitions at the given places, [...], or the stretches that begin there."""
+        env, at = np.divmod(index, self.per_env)
+        newest = self.newest[env, at]
+        if self.n_step is None:
+            reward, terminated = self.reward[env, at], self.terminated[env, at]
+            window = newest[..., None] + np.arange(1 - self.stack, 2)  # [..., stack + 1]
+            stacks = self._frames(env, window)
+            return Batch(
+                np.moveaxis(stacks[:-1], 0, index.ndim),
+                self.action[env, at],
+                reward,
+                np.moveaxis(stacks[1:], 0, index.ndim),
+                terminated,
+            )
+        last, reward, discount = _stretch(self, index)
+        last_at = last % self.per_env
+        window = np.arange(1 - self.stack, 1)
+        return NStepBatch(
+            np.moveaxis(self._frames(env, newest[..., None] + window), 0, index.ndim),
             self.action[env, at],
-            self.reward[env, at],
-            np.moveaxis(stacks[1:], 0, depth),
-            self.terminated[env, at],
+            reward,
+            np.moveaxis(
+                self._frames(env, self.newest[env, last_at][..., None] + 1 + window), 0, index.ndim
+            ),
+            self.terminated[env, last_at],
+            discount,
         )
+
+    def _frames(self, env: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+        """Frames by environment [...] and number [..., F], as [F, ..., H, W]."""
+        frames = self.frames[env[..., None], numbers % self.ring]
+        return np.moveaxis(frames, env.ndim, 0)
+
+    def following(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Where the same environments' next transitions are, and whether they exist yet."""
+        env, at = np.divmod(index, self.per_env)
+        exists = (self.added - 1 - at) % self.per_env >= 1
+        return env * self.per_env + (at + 1) % self.per_env, exists
+
+    def take_dead(self) -> list[int]:
+        """Places whose frames were written over, though nothing new stands there, since last."""
+        dead, self._dead = self._dead, []
+        return dead
 
     def get_state(self) -> dict[str, np.ndarray]:
         """What a checkpoint keeps: the filled part, the positions, the generator's state."""
@@ -272,7 +369,35 @@ class FrameReplayBuffer:
                 stop = min(start + length, filled)
                 yield f"frames_{env}_{start:09d}", self.frames[env, start:stop]
 
-    _arrays = ("newest", "action", "reward", "terminated")
+    _arrays = ("newest", "action", "reward", "terminated", "done")
+
+
+def _stretch(
+    replay: ReplayBuffer | FrameReplayBuffer, first: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Follows up to n transitions of one episode.
+
+    Args:
+        replay: the buffer.
+        first: places of s_t, a_t, [...].
+
+    Returns:
+        Places of the last transitions, the discounted sums of rewards, and γ to the number of
+        steps, all [...].
+    """
+    reward_of, done = replay.reward.reshape(-1), replay.done.reshape(-1)
+    assert replay.n_step is not None
+    last, reward = first, reward_of[first]
+    discount = np.full(first.shape, replay.gamma, np.float32)
+    going = ~done[first]
+    for _ in range(replay.n_step - 1):
+        following, exists = replay.following(last)
+        going &= exists
+        last = np.where(going, following, last)
+        reward = np.where(going, reward + discount * reward_of[last], reward)
+        discount = np.where(going, discount * np.float32(replay.gamma), discount)
+        going &= ~done[last]
+    return last, reward.astype(np.float32), discount
 
 
 def _dtype(space: gym.Space) -> np.dtype:

@@ -62,3 +62,60 @@ def gae(
         running = td_error[t] + gamma * gae_lambda * same_episode[t] * running
         advantage[t] = running
     return advantage
+
+
+class TrueReturns:
+    """What the states that an agent visits were truly worth: their discounted returns.
+
+    The mean of Q(s, a) beside it shows whether an agent overestimates. An episode that a time limit
+    cuts has lost its end: of such an episode only those states count that are so far from the cut
+    that less than a hundredth of what follows is missing.
+    """
+
+    MISSING = 0.01  # part of a constant reward's discounted sum that a cut may take away
+
+    def __init__(self, num_envs: int, gamma: float) -> None:
+        """Begins with no episode.
+
+        Args:
+            num_envs: environments that step together.
+            gamma: discount factor γ.
+        """
+        self.gamma = gamma
+        self.horizon = int(np.ceil(np.log(self.MISSING) / np.log(gamma))) if 0 < gamma < 1 else 0
+        if gamma == 1.0:
+            self.horizon = np.iinfo(np.int64).max  # nothing of what a cut takes away fades
+        self._rewards: list[np.ndarray] = []
+        self._start = np.zeros(num_envs, np.int64)  # where each episode begins in the list
+        self._steps = 0  # steps before the list begins
+
+    def add(
+        self, reward: np.ndarray, terminated: np.ndarray, truncated: np.ndarray
+    ) -> tuple[float, int]:
+        """Takes one step of each of N environments.
+
+        Args:
+            reward: [N], as the learner sees it.
+            terminated: [N].
+            truncated: [N].
+
+        Returns:
+            The mean discounted return of the states of the episodes that ended here, and the number
+            of these states; (0.0, 0) if there are none.
+        """
+        self._rewards.append(np.array(reward, np.float64))
+        done = np.logical_or(terminated, truncated)
+        if not done.any():
+            return 0.0, 0
+        total, states = 0.0, 0
+        for i in np.flatnonzero(done):
+            rewards = np.array([step[i] for step in self._rewards[self._start[i] - self._steps :]])
+            returns = discounted_returns(rewards, self.gamma)
+            counted = len(returns) if terminated[i] else max(len(returns) - self.horizon, 0)
+            total += float(returns[:counted].sum(dtype=np.float64))
+            states += counted
+        self._start[done] = self._steps + len(self._rewards)
+        forget = int(self._start.min()) - self._steps
+        del self._rewards[:forget]
+        self._steps += forget
+        return (total / states if states else 0.0), states

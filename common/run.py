@@ -192,16 +192,18 @@ class Run:
         """Whether this pass of the loop takes the run across a multiple of `interval` steps."""
         return self.step // interval != (self.step + self._increment) // interval
 
-    def log(self, metrics: dict[str, float]) -> None:
+    def log(self, metrics: dict[str, float], weight: int = 1) -> None:
         """Adds to the next row of `metrics.csv`, which holds the means since the row before.
 
         Args:
             metrics: scalars by name, e.g. `train/loss`.
+            weight: how many times they count in the mean; 0 for not at all.
         """
         sums, counts = self._sums, self._counts
-        for name, value in metrics.items():
-            sums[name] = sums.get(name, 0.0) + float(value)
-            counts[name] = counts.get(name, 0) + 1
+        if weight:
+            for name, value in metrics.items():
+                sums[name] = sums.get(name, 0.0) + float(value) * weight
+                counts[name] = counts.get(name, 0) + weight
 
     def finish(
         self, policy: Policy | None = None, facts: dict[str, float | None] | None = None

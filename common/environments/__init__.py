@@ -4,6 +4,7 @@ from common.environments.spaces import NumberedStates, is_image, shape_of
 from common.environments.vector import (
     EVALUATION_LIMIT,
     VectorEnvs,
+    atari_kwargs,
     make_env,
     make_envs,
     reset_seed,
@@ -15,6 +16,7 @@ __all__ = [
     "EVALUATION_LIMIT",
     "NumberedStates",
     "VectorEnvs",
+    "atari_kwargs",
     "is_image",
     "make_env",
     "make_envs",

@@ -70,6 +70,27 @@ def make_envs(env_id: str, num_envs: int, *, training: bool = True, **kwargs: An
     return VectorEnvs(envs, env_id, None if spec.namespace == "ALE" else make)
 
 
+def atari_kwargs(env_id: str, frame_size: int) -> dict[str, Any]:
+    """What `make_envs` needs for Atari frames of another size than 84 x 84.
+
+    Args:
+        env_id: any environment's id; only Atari games get anything.
+        frame_size: pixels on each side.
+
+    Raises:
+        UserError: too small for the convolutions, or no Atari game.
+    """
+    if not 36 <= frame_size <= 210:
+        raise UserError(
+            f"--frame-size {frame_size}: must be 36 (the smallest the convolutions take) to 210"
+        )
+    if frame_size == 84:
+        return {}
+    if _spec(env_id).namespace != "ALE":
+        raise UserError(f"--frame-size {frame_size}: only for Atari games, {env_id} has no frames")
+    return {"img_height": frame_size, "img_width": frame_size}
+
+
 def make_env(env_id: str, **kwargs: Any) -> gym.Env:
     """One plain Gymnasium environment, for tabular scripts and pictures.
 

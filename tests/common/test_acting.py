@@ -83,12 +83,26 @@ def single(**options):
     return keras.Model(inputs, keras.layers.Dense(3, **options)(inputs))
 
 
-def dueling():
+def dueling(constant=None, maximum=False):
     """V + A - mean A, with operations that are no layers."""
-    features = keras.layers.Dense(4)(inputs := keras.Input((5,)))
+    features = keras.layers.Dense(4, "relu")(inputs := keras.Input((5,)))
     value, advantage = keras.layers.Dense(1)(features), keras.layers.Dense(3)(features)
-    mean = keras.ops.mean(advantage, axis=1, keepdims=True)
-    return keras.Model(inputs, value + advantage - mean)
+    reduce = keras.ops.max if maximum else keras.ops.mean
+    baseline = reduce(advantage, axis=1, keepdims=True)
+    outputs = value + advantage - baseline
+    return keras.Model(inputs, outputs if constant is None else outputs + constant)
+
+
+def test_the_twin_follows_branches_sums_and_means():
+    keras.utils.set_random_seed(3)
+    network, x = dueling(), observations()
+    twin = forward(network)
+    assert isinstance(twin, NumpyTwin)
+    np.testing.assert_allclose(twin(x), np.asarray(network(x)), atol=1e-6)
+    for weight in network.weights:
+        weight.assign(np.random.default_rng(5).normal(size=weight.shape))
+    twin.load(np.concatenate([np.ravel(np.asarray(weight)) for weight in twin.weights]))
+    np.testing.assert_allclose(twin(x), np.asarray(network(x)), atol=1e-5)
 
 
 class OwnCall(keras.Model):
@@ -116,7 +130,8 @@ NOT_PLAIN = {
     "a layer as activation": lambda: single(activation=keras.layers.LeakyReLU()),
     "a function of one's own": lambda: single(activation=lambda x: x * x),
     "normalisation": normalised,
-    "dueling": dueling,
+    "a sum with a constant": lambda: dueling(3.0),
+    "a maximum": lambda: dueling(maximum=True),
     "a class": OwnCall,
     "no layer": lambda: keras.Model(inputs := keras.Input((5,)), 2 * inputs),
     "sequential": lambda: keras.Sequential([keras.Input((5,)), keras.layers.Dense(3)]),

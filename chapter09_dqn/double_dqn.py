@@ -1,0 +1,244 @@
+r"""Double DQN: one network chooses the next action, the other one says what it is worth.
+
+Book: chapter 9, Deep Q Network and Its Variants, "Double DQN"
+
+Idea
+----
+DQN's target takes the largest of several noisy estimates, and the largest is, as a rule, one whose
+error is positive: values grow too large. Double DQN lets the online network Q_θ choose the next
+action and the target network Q_θ' say its value. An action chosen for an error of the one is
+seldom overrated by the other as well.
+
+Equations
+---------
+    a = argmax_a Q_θ(s, a) with probability 1 - ε, else any action                        (1)
+    y = r + γ (1 - terminated) Q_θ'(s', argmax_a' Q_θ(s', a'))                            (2)
+    L(θ) = mean over the batch of (y - Q_θ(s, a))²                                        (3)
+    θ' <- θ every C steps                                                                 (4)
+
+Only (2) differs from DQN: `python -m common.diff double_dqn dqn`.
+
+Differs from the book
+---------------------
+As `dqn.py` does: environments step together, gradient steps come in blocks, the learning rate
+falls to 0, and a time limit does not stop the bootstrap.
+
+How to run
+----------
+    python chapter09_dqn/double_dqn.py
+@LANDER@
+    python chapter09_dqn/double_dqn.py --env-id ALE/Pong-v5 --total-timesteps 250_000 \
+        --buffer-size 1_000_000 --learning-starts 10_000 --learning-rate 2e-4 --no-anneal \
+        --batch-size 32 --train-frequency 8 --gradient-steps 4 --target-frequency 1_000 \
+        --eval-episodes 20
+
+Expected
+--------
+Measured: @MEASURED@
+
+Paper
+-----
+van Hasselt, Guez and Silver, "Deep reinforcement learning with double Q-learning", AAAI 2016.
+"""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from common.acting import forward
+from common.checkpoint import restore_latest
+from common.cli import command, parse
+from common.compiled import compiled, use_threads
+from common.config import RunConfig, check_config
+from common.environments import atari_kwargs, is_image, make_envs, successor
+from common.errors import UserError
+from common.evaluation import report
+from common.networks import body, copy_weights
+from common.policies import require_discrete
+from common.replay import Batch, make_replay
+from common.returns import TrueReturns
+from common.run import Policy, Result, Run
+from common.schedules import linear_schedule
+
+import gymnasium as gym
+import keras
+import numpy as np
+import tensorflow as tf
+
+TARGETS = {"CartPole-v1": 475.0}  # mean return over 100 episodes that counts as solved
+
+
+@dataclass(frozen=True)
+class Config(RunConfig):
+    """Hyperparameters; the defaults are for CartPole-v1."""
+
+    env_id: str = "CartPole-v1"  # Gymnasium id, ALE/Game-v5 or module:Id-v0; discrete actions
+    seed: int = 0  # of everything random
+    total_timesteps: int = 75_000  # environment steps, all environments together
+    num_envs: int = 8  # environments that step side by side
+    frame_size: int = 84  # pixels on each side of an Atari frame
+    learning_rate: float = 2.3e-3  # α, step size of Adam at the start
+    anneal: bool = True  # learning rate falls linearly to 0 over the run
+    gamma: float = 0.99  # γ, discount factor
+    hidden_sizes: tuple[int, ...] = (120, 84)  # units of the dense layers (images: Nature CNN)
+    buffer_size: int = 100_000  # transitions in the replay buffer
+    batch_size: int = 128  # B, transitions per gradient step
+    learning_starts: int = 1_000  # steps before the first gradient step
+    train_frequency: int = 256  # steps between trainings
+    gradient_steps: int = 128  # gradient steps per training
+    target_frequency: int = 512  # C, steps between copies θ' <- θ
+    start_epsilon: float = 1.0  # ε at the first step
+    end_epsilon: float = 0.04  # ε at the end of exploration
+    exploration_fraction: float = 0.16  # part of the run over which ε falls
+
+
+def build_q_network(
+    observation_space: gym.Space, num_actions: int, hidden_sizes: tuple[int, ...]
+) -> keras.Model:
+    """Q_θ: observations [B, ...] -> one value per action [B, A]."""
+    inputs, features = body(observation_space, hidden_sizes)
+    return keras.Model(inputs, keras.layers.Dense(num_actions)(features))
+
+
+def epsilon_greedy(q_values: np.ndarray, epsilon: float, rng: np.random.Generator) -> np.ndarray:
+    """(1): the greedy action, or any action with probability ε; [N, A] -> [N]."""
+    num_envs, num_actions = q_values.shape
+    greedy = q_values.argmax(axis=1)  # [N]
+    random = rng.integers(0, num_actions, num_envs)  # [N]
+    return np.where(rng.random(num_envs) < epsilon, random, greedy)
+
+
+def build_train_step(
+    q_network: keras.Model,
+    target_network: keras.Model,
+    optimizer: keras.optimizers.Optimizer,
+    gamma: float,
+) -> Callable[[Batch], dict[str, tf.Tensor]]:
+    """One gradient step on a batch; returns metrics."""
+    variables = q_network.trainable_variables
+
+    def train_step(batch: Batch) -> dict[str, tf.Tensor]:
+        # NEW: the online network chooses, the target network evaluates.
+        next_action = tf.argmax(q_network(batch.next_state), axis=1)  # [B]
+        next_q = tf.gather(target_network(batch.next_state), next_action, batch_dims=1)  # [B]
+        td_target = batch.reward + gamma * (1.0 - batch.terminated) * next_q  # [B] (2)
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch([variable.value for variable in variables])
+            q_value = tf.gather(q_network(batch.state), batch.action, batch_dims=1)  # [B]
+            td_error = td_target - q_value  # [B]
+            loss = tf.reduce_mean(td_error**2)  # (3)
+        gradients = tape.gradient(loss, [variable.value for variable in variables])
+        optimizer.apply(gradients, variables)
+        return {
+            "train/loss": loss,
+            "train/q_value": tf.reduce_mean(q_value),
+            "train/learning_rate": optimizer.learning_rate,
+        }
+
+    return train_step
+
+
+def greedy_policy(q_values: Callable[[np.ndarray], np.ndarray]) -> Policy:
+    """π(s) = argmax_a Q_θ(s, a)."""
+    return lambda state: q_values(state).argmax(axis=1)
+
+
+def train(config: Config) -> Result:
+    """Trains an agent; see `Config` for everything that can be set."""
+    envs = make_envs(config.env_id, config.num_envs, **env_kwargs(config))
+    num_actions = require_discrete(envs.single_action_space, config.env_id, "ppo_clip.py")
+    check(config)
+    replay = make_replay(envs, config.buffer_size, seed=config.seed)
+    run = Run(config, __file__, envs)
+    if envs.is_atari and config.learning_rate == Config.learning_rate:
+        print("note: default flags are for CartPole; the docstring has Atari's", file=sys.stderr)
+    images = is_image(envs.single_observation_space)
+    use_threads(2, 2) if images else use_threads(2, 1)  # measured, see benchmarks/README.md
+    keras.utils.set_random_seed(config.seed)
+
+    q_network = build_q_network(envs.single_observation_space, num_actions, config.hidden_sizes)
+    target_network = keras.models.clone_model(q_network)
+    copy_weights(q_network, target_network)
+    trainings, skipped = (
+        steps // config.train_frequency
+        for steps in (config.total_timesteps, config.learning_starts)
+    )
+    updates = max((trainings - skipped) * config.gradient_steps, 1)
+    learning_rate = keras.optimizers.schedules.PolynomialDecay(
+        config.learning_rate, updates, 0.0 if config.anneal else config.learning_rate
+    )
+    optimizer = keras.optimizers.Adam(learning_rate)
+    optimizer.build(q_network.trainable_variables)
+    rng = np.random.default_rng([config.seed, 1])
+    run.track(q_network=q_network, target_network=target_network, optimizer=optimizer)
+    run.track(replay=replay, rng=rng)
+
+    q_values = forward(q_network)  # Q_θ for acting
+    train_step = build_train_step(q_network, target_network, optimizer, config.gamma)
+    train_steps = compiled(train_step, loop=True, xla=not images, refreshes=q_values)
+    epsilon = linear_schedule(
+        config.start_epsilon,
+        config.end_epsilon,
+        config.exploration_fraction * config.total_timesteps,
+    )
+
+    true_returns = TrueReturns(config.num_envs, config.gamma)  # beside train/q_value
+    state, _ = envs.reset(seed=run.reset_seed)
+    for step in run.steps(config.total_timesteps, config.num_envs):
+        action = epsilon_greedy(q_values(state), epsilon(step), rng)  # (1)
+        next_state, reward, terminated, truncated, info = envs.step(action)
+        clipped = np.sign(reward) if envs.is_atari else reward  # Atari scores differ by game
+        replay.add(state, action, clipped, successor(next_state, info), terminated, truncated)
+        true_return, states = true_returns.add(clipped, terminated, truncated)
+        run.log({"train/true_return": true_return}, weight=states)
+        state = next_state
+
+        if step >= config.learning_starts and run.every(config.train_frequency):
+            batches = replay.sample(config.gradient_steps, config.batch_size)  # [K, B, ...]
+            run.log(train_steps(batches))
+            run.log({"train/epsilon": epsilon(step)})
+        if run.every(config.target_frequency):
+            copy_weights(q_network, target_network)  # (4)
+    return run.finish(greedy_policy(q_values))
+
+
+def env_kwargs(config: Config) -> dict[str, Any]:
+    """What the environment's constructor gets."""
+    return atari_kwargs(config.env_id, config.frame_size)
+
+
+def check(config: Config) -> None:
+    """Rejects hyperparameters that make no sense, alone or together."""
+    check_config(config)
+    if config.batch_size > config.buffer_size:
+        raise UserError(
+            f"--batch-size {config.batch_size}: larger than --buffer-size {config.buffer_size}; "
+            "make the batch smaller or the buffer larger"
+        )
+    if config.train_frequency < config.num_envs:
+        raise UserError(
+            f"--train-frequency {config.train_frequency}: less than --num-envs {config.num_envs}, "
+            "which all step before a training; raise both it and --gradient-steps"
+        )
+
+
+def load_policy(config: Config) -> Policy:
+    """The greedy policy of a finished or interrupted run, for `python -m common.play`."""
+    envs = make_envs(config.env_id, 1, **env_kwargs(config))
+    num_actions = require_discrete(envs.single_action_space, config.env_id, "ppo_clip.py")
+    q_network = build_q_network(envs.single_observation_space, num_actions, config.hidden_sizes)
+    restore_latest(config.resume, q_network=q_network)
+    return greedy_policy(forward(q_network))
+
+
+@command
+def main() -> None:
+    """Trains, evaluates, reports."""
+    config = parse(Config, __doc__)
+    result = train(config)
+    report(result, config, TARGETS, env_kwargs(config))
+
+
+if __name__ == "__main__":
+    main()

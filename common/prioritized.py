@@ -1,0 +1,223 @@
+"""Prioritized experience replay (Schaul et al. 2016): transitions drawn by how much they surprise.
+
+The book's chapter 9, "DQN with prioritized experience replay". Both kinds of priority are here:
+
+    proportional   p_i = |δ_i| + 1e-6                                                     (1)
+    rank           p_i = 1 / rank(i), rank 1 for the largest |δ|                          (2)
+    P(i) = p_i^α / Σ_k p_k^α                                                              (3)
+    w_i = (N P(i))^-β / max_j w_j over the batch                                          (4)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from common.checkpoint import get_state, set_state
+from common.errors import UserError
+from common.replay import Batch, FrameReplayBuffer, NStepBatch, ReplayBuffer
+
+import numpy as np
+
+KINDS = ("proportional", "rank")
+SMALLEST = 1e-6  # added to |δ|, so that no transition is lost for ever
+WIDTH = 64  # children of a node in the tree
+SORT_AFTER = 0.25  # part of the ranks that may be out of date before all are sorted again
+
+
+class SumTree:
+    """Weights of numbered leaves; finds the leaf at a point of their running sum in O(log n).
+
+    Nodes have 64 children, not two: NumPy adds 64 numbers in the time of one call, and a million
+    leaves are reached in four steps, for all points side by side.
+    """
+
+    def __init__(self, size: int) -> None:
+        """Makes a tree with `size` leaves of weight 0."""
+        self.size = size
+        self.levels = [
+            np.zeros(-(-size // WIDTH) * WIDTH)
+        ]  # leaves first, the root's children last
+        while len(self.levels[-1]) > WIDTH:
+            nodes = len(self.levels[-1]) // WIDTH
+            self.levels.append(np.zeros(-(-nodes // WIDTH) * WIDTH))
+
+    @property
+    def leaves(self) -> np.ndarray:
+        """Weights by leaf, [size]; to be changed only by `set` and `fill`."""
+        return self.levels[0][: self.size]
+
+    @property
+    def total(self) -> float:
+        """The sum of all weights."""
+        return float(self.levels[-1].sum())
+
+    def set(self, index: np.ndarray, weight: np.ndarray) -> None:
+        """Gives leaves new weights; where a leaf is named twice, the last weight counts.
+
+        Args:
+            index: leaves, [M].
+            weight: [M], 0 or more.
+        """
+        if len(index) * WIDTH > self.size:
+            self.leaves[index] = weight
+            self.fill(self.leaves)
+            return
+        self.levels[0][index] = weight
+        for below, level in zip(self.levels, self.levels[1:], strict=False):
+            index = np.unique(index // WIDTH)
+            level[index] = below.reshape(-1, WIDTH)[index].sum(axis=1)
+
+    def fill(self, weight: np.ndarray) -> None:
+        """Gives all leaves new weights, [size]."""
+        self.levels[0][: self.size] = weight
+        for below, level in zip(self.levels, self.levels[1:], strict=False):
+            level[: len(below) // WIDTH] = below.reshape(-1, WIDTH).sum(axis=1)
+
+    def find(self, point: np.ndarray) -> np.ndarray:
+        """The leaves at the given points of the running sum, [...], 0 <= point < `total`.
+
+        A leaf of weight 0 is never found.
+        """
+        if point.size * WIDTH > self.size:  # so many points that one pass over all leaves is less
+            running = np.cumsum(self.leaves)
+            last = np.searchsorted(running, running[-1])  # the last leaf that has a weight
+            return np.minimum(np.searchsorted(running, point, side="right"), last)
+        rest = point.reshape(-1)
+        node = np.zeros(len(rest), np.int64)
+        for level in reversed(self.levels):
+            weights = level.reshape(-1, WIDTH)[node]  # [M, 64]
+            running = np.cumsum(weights, axis=1)
+            # Rounding may leave a point at or beyond the end: then the last child with a weight.
+            below = np.minimum(rest, np.nextafter(running[:, -1], 0.0))
+            child = (running <= below[:, None]).sum(axis=1)
+            before = np.where(child > 0, running[np.arange(len(rest)), child - 1], 0.0)
+            rest = below - before
+            node = node * WIDTH + child
+        return node.reshape(point.shape)
+
+
+class PrioritizedReplay:
+    """Draws from a replay buffer with probabilities (3) and says the weights (4) that repair it."""
+
+    def __init__(
+        self,
+        replay: ReplayBuffer | FrameReplayBuffer,
+        prioritization: str,
+        alpha: float,
+        seed: int | np.random.SeedSequence,
+    ) -> None:
+        """Puts priorities on an empty buffer.
+
+        Args:
+            replay: what `make_replay` made.
+            prioritization: "proportional" or "rank".
+            alpha: α, 0 for uniform draws, 1 for full prioritization.
+            seed: of the generator that draws.
+
+        Raises:
+            UserError: no such kind of priority.
+        """
+        if prioritization not in KINDS:
+            raise UserError(f"--prioritization {prioritization}: must be one of {', '.join(KINDS)}")
+        self.replay, self.alpha = replay, alpha
+        self.tree = SumTree(replay.capacity)
+        self.surprise = np.zeros(replay.capacity)  # |δ| by place; 0 where there is no transition
+        self.largest = np.ones(())  # largest |δ| so far: what new transitions get
+        self.by_rank = prioritization == "rank"
+        self.ordered = np.zeros(0)  # all |δ| in rising order, when they were last sorted
+        self.changed = np.zeros((), np.int64)  # places that changed since then
+        self.rng = np.random.default_rng(seed)
+
+    def __len__(self) -> int:
+        return len(self.replay)
+
+    def add(self, *transition: np.ndarray) -> np.ndarray:
+        """Stores one transition of each environment, with the largest priority so far.
+
+        Args:
+            *transition: as in `ReplayBuffer.add`.
+
+        Returns:
+            Their places, [N].
+        """
+        index = self.replay.add(*transition)
+        self._set(index, np.full(len(index), self.largest))
+        dead = self.replay.take_dead()
+        if dead:
+            self.surprise[dead] = 0.0
+            self.tree.set(np.array(dead), np.zeros(len(dead)))
+        return index
+
+    def sample(self, *shape: int, beta: float) -> tuple[Batch | NStepBatch, np.ndarray, np.ndarray]:
+        """Draws transitions: `sample(B, beta=...)`, or `sample(K, B, beta=...)` for K batches.
+
+        Each batch of B takes one from each B-th of the probability mass.
+
+        Args:
+            *shape: [B] or [K, B].
+            beta: β, 0 for no correction, 1 for the full one.
+
+        Returns:
+            The transitions; their weights, [..., B] float32, the largest in each batch 1; and
+            their places, [..., B], for `update`.
+        """
+        if self.by_rank and self.changed > SORT_AFTER * len(self):
+            self._sort()
+        strata = (np.arange(shape[-1]) + self.rng.random(shape)) / shape[-1]
+        index = self.tree.find(strata * self.tree.total)
+        probability = self.tree.leaves[index] / self.tree.total
+        weight = (len(self) * probability) ** -beta  # (4)
+        weight /= weight.max(axis=-1, keepdims=True)
+        return self.replay.gather(index), weight.astype(np.float32), index
+
+    def update(self, index: np.ndarray, td_error: np.ndarray) -> None:
+        """New priorities for transitions that were drawn.
+
+        Args:
+            index: places as `sample` gave them, [B] or [K, B].
+            td_error: δ, or any measure of surprise, same shape; where a place comes twice, the
+                last one counts.
+        """
+        surprise = np.abs(td_error.reshape(-1)).astype(np.float64) + SMALLEST
+        self.largest[...] = max(float(self.largest), float(surprise.max()))
+        self._set(index.reshape(-1), surprise)
+
+    def _set(self, index: np.ndarray, surprise: np.ndarray) -> None:
+        self.surprise[index] = surprise
+        if self.by_rank:
+            # One more than the number of larger ones when all were last sorted.
+            larger = len(self.ordered) - np.searchsorted(self.ordered, surprise, side="right")
+            self.tree.set(index, (1.0 + larger) ** -self.alpha)  # (2)
+            self.changed += len(index)
+        else:
+            self.tree.set(index, surprise**self.alpha)  # (1)
+
+    def _sort(self) -> None:
+        """Gives every transition its true rank."""
+        used = np.flatnonzero(self.surprise)
+        order = used[np.argsort(-self.surprise[used], kind="stable")]
+        weight = np.zeros(self.tree.size)
+        weight[order] = np.arange(1.0, len(order) + 1.0) ** -self.alpha  # (2)
+        self.tree.fill(weight)
+        self.ordered = self.surprise[order[::-1]]
+        self.changed[...] = 0
+
+    def get_state(self) -> dict[str, np.ndarray]:
+        """What a checkpoint keeps: the buffer, the priorities, the generator's state."""
+        state = {
+            "surprise": self.surprise,
+            "leaves": self.tree.leaves,
+            "largest": self.largest,
+            "ordered": self.ordered,
+            "changed": self.changed,
+            "draws": get_state(self.rng)["state"],
+        }
+        return state | self.replay.get_state()
+
+    def set_state(self, state: Mapping[str, np.ndarray]) -> None:
+        """Puts back what `get_state` gave."""
+        self.replay.set_state(state)
+        self.surprise[:], self.largest[...] = state["surprise"], state["largest"]
+        self.ordered, self.changed[...] = np.array(state["ordered"]), state["changed"]
+        self.tree.fill(state["leaves"])
+        set_state(self.rng, {"state": state["draws"]})
