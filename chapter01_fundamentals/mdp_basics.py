@@ -204,8 +204,8 @@ def draw_chain(run: Run, env: Any, P_pi: np.ndarray, B: np.ndarray, start: np.nd
         draw_numbers(first, chain, "the Markov chain", "next state s'", "state s")
         for axes, k in zip(others, (0, 1, 2, 3, 5, 10), strict=True):
             d = distribution(start, P_pi, B, k).reshape(shape)
-            draw_numbers(axes, d, f"k = {k}", "column", "row")
-        draw_numbers(last, (start @ B).reshape(shape), "k → ∞", "column", "row")
+            draw_numbers(axes, d, f"where after k = {k} steps", "column", "row")
+        draw_numbers(last, (start @ B).reshape(shape), "where in the end, k → ∞", "column", "row")
 
 
 def draw_values(run: Run, env: Any, config: Config, V: dict, Q: Any, policy: Any) -> None:

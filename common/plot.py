@@ -1,7 +1,7 @@
 """Draws the learning curves of finished or running runs, one per configuration.
 
     python -m common.plot runs/dqn/CartPole-v1
-    python -m common.plot runs/dqn runs/double_dqn --metric train/q_value --output q.png
+    python -m common.plot runs/dqn runs/double_dqn --metric train/q_value train/true_return
 
 Runs that differ only in their seed become one curve: their mean, with a 95 % bootstrap
 confidence interval. A RUN may be a run directory or any directory above some.
@@ -98,7 +98,10 @@ def main() -> None:
         "runs", metavar="RUN", nargs="+", type=Path, help="run directory, or one above several"
     )
     parser.add_argument(
-        "--metric", default=RETURN, help="column of metrics.csv (default: %(default)s)"
+        "--metric",
+        nargs="+",
+        default=[RETURN],
+        help=f"columns of metrics.csv, all in one picture (default: {RETURN})",
     )
     parser.add_argument(
         "--output",
@@ -126,11 +129,14 @@ def main() -> None:
 
     # Scripts without episodes have no returns: a folder of all runs can still be drawn.
     kept = [
-        i for i, group in enumerate(groups) if all(has_metric(r, options.metric) for r in group)
+        i
+        for i, group in enumerate(groups)
+        if all(has_metric(run, metric) for run in group for metric in options.metric)
     ]
     if kept and len(kept) < len(groups):
         without = sorted({groups[i][0].script for i in range(len(groups)) if i not in kept})
-        print(f"note: left out, without {options.metric}: {', '.join(without)}", file=sys.stderr)
+        lacking = " or ".join(options.metric)
+        print(f"note: left out, without {lacking}: {', '.join(without)}", file=sys.stderr)
         groups = [groups[i] for i in kept]
         title, labels = label_groups(groups)
 

@@ -296,46 +296,65 @@ def confidence_band(
 
 def compare(
     groups: Mapping[str, Sequence[Path]],
-    metric: str = RETURN,
+    metric: str | Sequence[str] = RETURN,
     out: Path = Path("learning_curves.png"),
     window: int = 1,
     title: str = "",
 ) -> Path:
     """Draw one curve per group of runs, with a 95 % band where it has several; returns `out`.
 
-    `groups` maps a label to the run directories (one per seed) behind it; `window` is the
+    `groups` maps a label to the run directories (one per seed) behind it; `metric` is one, or
+    several, which keep their group's colour and differ in the style of the line; `window` is the
     moving average, in log points, taken of each run first. A run on its own is also drawn as
-    faint raw points when it is smoothed. UserError if a run does not have the metric, or if
-    runs of one group have no step in common.
+    faint raw points when it is smoothed. UserError if a run does not have a metric, or if runs of
+    one group have no step in common.
     """
+    metrics = [metric] if isinstance(metric, str) else list(dict.fromkeys(metric))
     with figure(out, size=(8.0, 4.8)) as (axes,):
-        units = set()
-        for label, run_dirs in groups.items():
-            curves = []
-            for run_dir in run_dirs:
-                steps, values = _require(run_dir, metric)
-                curves.append((steps, smooth(values, window)))
-                units.add(run_info(run_dir).step_unit)
-            try:
-                band = confidence_band(curves)
-            except ValueError as error:
-                raise UserError(f'the runs of "{label}" cannot be averaged: {error}') from None
+        for number, (label, run_dirs) in enumerate(groups.items()):
             seeds = f"{len(run_dirs)} seeds" if len(run_dirs) > 1 else "1 run"
-            (line,) = axes.plot(band.steps, band.mean, label=f"{label} ({seeds})")
-            if len(run_dirs) > 1:
-                axes.fill_between(
-                    band.steps, band.low, band.high, color=line.get_color(), alpha=0.2, linewidth=0
-                )
-            elif window > 1:
-                steps, values = _require(run_dirs[0], metric)
-                axes.plot(steps, values, ".", markersize=3, alpha=0.3, color=line.get_color())
+            round_of_colours, place = divmod(number, len(PALETTE))
+            for i, name in enumerate(metrics):
+                what = f"{label}: {_short(name)}" if len(metrics) > 1 else label
+                style = STYLES[(i if len(metrics) > 1 else round_of_colours) % len(STYLES)]
+                line = {"color": PALETTE[place], "linestyle": style, "label": f"{what} ({seeds})"}
+                _draw_group(axes, label, run_dirs, name, window, line)
+        units = {run_info(run_dir).step_unit for group in groups.values() for run_dir in group}
         _label_steps(axes, " or ".join(sorted(units)))
-        name = LABELS.get(metric) or re.sub(r"^\w+/", "", metric).replace("_", " ")
         several = any(len(run_dirs) > 1 for run_dirs in groups.values())
+        name = " and ".join(_short(name) for name in metrics)
         axes.set_ylabel(f"{name}\n(mean over seeds, 95 % interval)" if several else name)
         axes.set_title(title)
         axes.legend(loc="best")
     return out
+
+
+STYLES = ("-", "--", ":", "-.")
+
+
+def _short(metric: str) -> str:
+    return LABELS.get(metric) or re.sub(r"^\w+/", "", metric).replace("_", " ")
+
+
+def _draw_group(
+    axes: Axes, label: str, run_dirs: Sequence[Path], metric: str, window: int, line: dict[str, Any]
+) -> None:
+    curves = []
+    for run_dir in run_dirs:
+        steps, values = _require(run_dir, metric)
+        curves.append((steps, smooth(values, window)))
+    try:
+        band = confidence_band(curves)
+    except ValueError as error:
+        raise UserError(f'the runs of "{label}" cannot be averaged: {error}') from None
+    axes.plot(band.steps, band.mean, **line)
+    if len(run_dirs) > 1:
+        axes.fill_between(
+            band.steps, band.low, band.high, color=line["color"], alpha=0.2, linewidth=0
+        )
+    elif window > 1:
+        steps, values = _require(run_dirs[0], metric)
+        axes.plot(steps, values, ".", markersize=3, alpha=0.3, color=line["color"])
 
 
 def _require(run_dir: Path, metric: str) -> tuple[np.ndarray, np.ndarray]:

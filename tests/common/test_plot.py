@@ -331,6 +331,25 @@ def test_plot_draws_other_metrics_smoothed_and_as_svg(tmp_path: Path) -> None:
     assert "<svg" in (tmp_path / "loss.svg").read_text()
 
 
+def test_plot_draws_several_metrics_of_one_run_in_one_picture(tmp_path: Path) -> None:
+    """The second one dashed; a run that lacks one of them is left out, and said to be."""
+    make_run(tmp_path / "run")
+    make_run(tmp_path / "without", {"step": np.arange(3.0), RETURN: np.arange(3.0)}, script="b.py")
+    for metrics in ([RETURN], [RETURN, "train/loss"], [RETURN, "train/los"]):
+        result = run(
+            tmp_path, "run", "without", "--metric", *metrics, "--output", f"{len(metrics)}.svg"
+        )
+        if metrics[-1] == "train/los":
+            assert result.returncode == 2
+            assert "--metric train/los: no values of it" in result.stderr
+        else:
+            assert result.returncode == 0, result.stderr
+            left_out = "note: left out, without charts/episode_return or train/loss: b"
+            assert (left_out in result.stderr) == (len(metrics) == 2)
+    assert "stroke-dasharray" not in (tmp_path / "1.svg").read_text()
+    assert "stroke-dasharray" in (tmp_path / "2.svg").read_text()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
