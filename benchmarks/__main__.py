@@ -1,4 +1,4 @@
-"""`make bench`: our scripts against Stable-Baselines3, alternating, at least three pairs each."""
+"""`make bench`: our scripts against peers, alternating, at least three pairs each."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cases import CASES, Case
+from benchmarks.cases import CASES, SB3, Case
 from common.cli import command
 from common.errors import UserError
 
@@ -27,6 +27,8 @@ def measure(side: str, case: Case, threads: int, *flags: str) -> dict[str, Any]:
     """
     if side == "ours":
         line = [sys.executable, "-m", "benchmarks.ours", case.name, str(threads), *flags]
+    elif case.peer != SB3:
+        line = [sys.executable, "-m", "benchmarks.ours", case.name, str(threads), "--peer"]
     else:
         line = [_peer_python(), str(HERE / "peer_sb3.py"), case.name, str(threads)]
     done = subprocess.run(line, capture_output=True, text=True, cwd=HERE.parent, check=False)
@@ -61,7 +63,7 @@ def compare(case: Case, pairs: int) -> dict[str, Any]:
     return {
         "name": case.name,
         "ours": round(statistics.median(rates["ours"]), 1),
-        "peer": "stable-baselines3",
+        "peer": case.peer,
         "theirs": round(statistics.median(rates["theirs"]), 1),
         "ratio": {
             "min": round(ratios[0], 2),
@@ -79,9 +81,9 @@ def row(entry: dict[str, Any]) -> str:
     ratio, threads = entry["ratio"], entry["threads"]
     split = ", ".join(f"{label} {share:.0%}" for label, share in entry["split"].items())
     return (
-        f"| {entry['name']} | {entry['ours']:,.0f} | {entry['theirs']:,.0f} "
+        f"| {entry['name']} | {entry['ours']:,.0f} | {entry['peer']}: {entry['theirs']:,.0f} "
         f"| {ratio['min']:.2f} | **{ratio['median']:.2f}** | {ratio['max']:.2f} "
-        f"| {entry['goal']:.1f} | {threads['ours']} / {threads['theirs']} | {split} |"
+        f"| {entry['goal'] or '-'} | {threads['ours']} / {threads['theirs']} | {split} |"
     )
 
 
@@ -94,11 +96,10 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.pairs < 3:
         raise UserError(f"--pairs {arguments.pairs}: at least 3, or a median says nothing")
-    _peer_python()
+    if any(CASES[name].peer == SB3 for name in arguments.only or CASES):
+        _peer_python()
     print(f"{platform.machine()}, {os.cpu_count()} cores; steps/s are medians\n")
-    print(
-        "| benchmark | ours, steps/s | Stable-Baselines3 | ratio min | median | max | goal ", end=""
-    )
+    print("| benchmark | ours, steps/s | peer, steps/s | ratio min | median | max | goal ", end="")
     print("| threads | where our time goes |\n|---|---|---|---|---|---|---|---|---|", flush=True)
     path = HERE / "latest.json"
     entries = {}

@@ -7,25 +7,48 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+SB3 = "Stable-Baselines3"
+
 
 @dataclass(frozen=True)
 class Case:
     """One piece of work."""
 
     name: str
-    algorithm: str  # "dqn" or "ppo"
+    algorithm: str  # "ppo", "dqn" or one of its variants
     env_id: str
     num_envs: int
     warmup: int  # environment steps before the clock starts: compiling, filling the buffer
     steps: int  # environment steps that are timed
     goal: float  # median ratio we want
     batch_size: int  # DQN: transitions per update; PPO: minibatch
-    train_frequency: int = 0  # DQN: environment steps per update
+    train_frequency: int = 0  # DQN: environment steps between trainings
+    gradient_steps: int = 1  # DQN: updates per training
     hidden_sizes: tuple[int, ...] = ()  # empty: Nature CNN
     num_steps: int = 0  # PPO: steps per environment and batch
     num_epochs: int = 0  # PPO
     buffer_size: int = 10_000
     threads: tuple[int, ...] = (1, 2)  # both sides try these and keep what is faster
+    peer: str = SB3  # or "dqn.py": what a variant costs; the goal is then a part of DQN's speed
+
+
+def variant(algorithm: str, goal: float, env_id: str = "CartPole-v1") -> Case:
+    """A variant of DQN against `dqn.py` with the same flags, the default ones of `dqn.py`."""
+    return Case(
+        f"{algorithm.removesuffix('_dqn')}-cartpole",
+        algorithm,
+        env_id,
+        num_envs=8,
+        warmup=8_192,
+        steps=65_536,
+        goal=goal,
+        batch_size=128,
+        train_frequency=256,
+        gradient_steps=128,
+        hidden_sizes=(120, 84),
+        buffer_size=100_000,
+        peer="dqn.py",
+    )
 
 
 CASES = {
@@ -47,5 +70,9 @@ CASES = {
             num_steps=128,
             num_epochs=4,
         ),
+        variant("double_dqn", 0.87),
+        variant("dueling_dqn", 0.87),
+        variant("prioritized_dqn", 0.74),
+        variant("drqn", 0.0, "common.environments.partial:CartPoleNoVelocity-v0"),
     )
 }

@@ -1,11 +1,13 @@
-"""One measurement of our side: `python -m benchmarks.ours CASE THREADS [--split]`.
+"""One measurement of our side: `python -m benchmarks.ours CASE THREADS [--split] [--peer]`.
 
 Calls the script's own `train`, unchanged, and takes steps per second from the `time` column of
-its `metrics.csv`: everything the script does counts, logging and checkpoints included.
+its `metrics.csv`: everything the script does counts, logging and checkpoints included. `--peer`
+runs the plain `dqn.py` that a variant is compared with.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 import tempfile
@@ -15,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cases import CASES, Case
-from common import acting, compiled, replay
+from common import acting, compiled, prioritized, replay
 from common.environments import VectorEnvs
 from common.metrics import read_metrics
 
@@ -23,9 +25,9 @@ import numpy as np
 import tensorflow as tf
 
 
-def run(case: Case, run_dir: Path, total: int) -> None:
+def run(case: Case, algorithm: str, run_dir: Path, total: int) -> None:
     """Trains for `total` steps with the case's hyperparameters."""
-    shared: dict[str, Any] = {
+    settings: dict[str, Any] = {
         "env_id": case.env_id,
         "total_timesteps": total,
         "num_envs": case.num_envs,
@@ -33,31 +35,27 @@ def run(case: Case, run_dir: Path, total: int) -> None:
         "run_dir": str(run_dir),
         "hidden_sizes": case.hidden_sizes or (512,),
     }
-    if case.algorithm == "dqn":
-        from chapter09_dqn import dqn
-
-        dqn.train(
-            dqn.Config(
-                **shared,
-                batch_size=case.batch_size,
-                buffer_size=case.buffer_size,
-                learning_starts=case.warmup // 4,
-                train_frequency=case.train_frequency,
-                gradient_steps=1,
-                target_frequency=500,
-            )
-        )
+    if algorithm == "ppo":
+        script = importlib.import_module("chapter11_policy_gradient.ppo_clip")
+        settings |= {
+            "num_steps": case.num_steps,
+            "num_epochs": case.num_epochs,
+            "minibatch_size": case.batch_size,
+        }
+    elif algorithm == "drqn":  # its own defaults: sequences are no transitions
+        script = importlib.import_module("chapter09_dqn.drqn")
+        settings = {name: settings[name] for name in ("env_id", "total_timesteps", "run_dir")}
     else:
-        from chapter11_policy_gradient import ppo_clip
-
-        ppo_clip.train(
-            ppo_clip.Config(
-                **shared,
-                num_steps=case.num_steps,
-                num_epochs=case.num_epochs,
-                minibatch_size=case.batch_size,
-            )
-        )
+        script = importlib.import_module(f"chapter09_dqn.{algorithm}")
+        settings |= {
+            "batch_size": case.batch_size,
+            "buffer_size": case.buffer_size,
+            "learning_starts": case.warmup // 4,
+            "train_frequency": case.train_frequency,
+            "gradient_steps": case.gradient_steps,
+            "target_frequency": 500,
+        }
+    script.train(script.Config(**settings))
 
 
 def stopwatch(totals: dict[str, float]) -> None:
@@ -85,21 +83,24 @@ def stopwatch(totals: dict[str, float]) -> None:
     watch(compiled._Compiled, "__call__", "learning")
     for buffer in (replay.ReplayBuffer, replay.FrameReplayBuffer):
         watch(buffer, "sample", "learning")
+    for name in ("sample", "update"):
+        watch(prioritized.PrioritizedReplay, name, "learning")
 
 
 def main() -> None:
     """Prints one line of JSON."""
     case, threads, split = CASES[sys.argv[1]], int(sys.argv[2]), "--split" in sys.argv
+    algorithm = "dqn" if "--peer" in sys.argv else case.algorithm
     compiled.use_threads(threads, threads)
     tf.constant(0.0)  # starts the runtime: the script's own choice of threads comes too late
     totals: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         if split:
             # First a run to compile everything, so that the parts hold no compiling.
-            run(case, Path(folder) / "first", case.warmup)
+            run(case, algorithm, Path(folder) / "first", case.warmup)
             stopwatch(totals)
         start = time.perf_counter()
-        run(case, Path(folder) / "run", case.warmup + case.steps)
+        run(case, algorithm, Path(folder) / "run", case.warmup + case.steps)
         seconds = time.perf_counter() - start
         metrics = read_metrics(Path(folder) / "run")
     first = int(np.searchsorted(metrics["step"], case.warmup))
