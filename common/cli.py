@@ -61,6 +61,10 @@ def command(main: Callable[[], None]) -> Callable[[], None]:
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(2)
+        except MemoryError as error:
+            remedy = "choose smaller numbers for what multiplies (--num-..., --batch-size, ...)"
+            print(f"error: not enough memory: {error or 'none left'}; {remedy}", file=sys.stderr)
+            sys.exit(2)
         except KeyboardInterrupt:
             print(f"interrupted{run.resume_hint()}", file=sys.stderr)
             sys.exit(130)

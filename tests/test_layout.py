@@ -23,7 +23,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 # Tabular scripts: dp_, mc_, td_ and bandit_ in the folder of the fundamentals.
 MAX_LINES, MAX_LINES_TABULAR, MAX_LINES_LONG = 300, 200, 400
 TABULAR = ("mdp_", "dp_", "mc_", "td_", "bandit_")
-LONG = {"trpo", "acktr", "i2a"}
+LONG = {"rainbow", "trpo", "acktr", "i2a"}  # six algorithms in one, or long mathematics
 MAX_LINES_MAIN = 15
 
 

@@ -265,3 +265,12 @@ def test_bad_input(command_line, tmp_path, flags, message):
     assert status == 2
     assert err.startswith(f"error: {message}")
     assert not run_dir.exists()
+
+
+def test_more_runs_than_memory_end_in_one_sentence(tmp_path, command_line):
+    status, out, err = command_line(
+        "bandit_contextual", "--num-runs", 10**12, "--run-dir", tmp_path / "run"
+    )
+    assert status == 2
+    assert err.splitlines()[-1].startswith("error: not enough memory: ")
+    assert "choose smaller numbers" in err
