@@ -13,6 +13,7 @@ from common import plots, video
 from common.config import RunConfig
 from common.environments import make_envs, reset_seed, reward_threshold
 from common.errors import UserError
+from common.memory import begin_episodes
 from common.metrics import read_metrics
 from common.progress import Progress
 from common.run import Policy, Result
@@ -57,7 +58,7 @@ def episode_returns(
     short episodes are not counted more often than long ones.
 
     Args:
-        policy: observations [N, ...] -> actions [N, ...].
+        policy: observations [N, ...] -> actions [N, ...]; see also `begin_episodes`.
         env_id: as in `make_envs`.
         episodes: how many.
         seed: the run's seed; episodes differ from all training episodes of any seed.
@@ -72,6 +73,7 @@ def episode_returns(
     quota = [episodes // num_envs + (i < episodes % num_envs) for i in range(num_envs)]
     envs = make_envs(env_id, num_envs, training=False, **(env_kwargs or {}))
     state, _ = envs.reset(seed=reset_seed(seed, STREAM))
+    begin_episodes(policy, np.ones(num_envs, bool))
     returns: list[list[float]] = [[] for _ in range(num_envs)]
     running, idle = np.zeros(num_envs), np.zeros(num_envs, int)
     progress = Progress(episodes, unit="evaluation game") if envs.is_atari else None
@@ -88,6 +90,7 @@ def episode_returns(
                 progress.update(sum(map(len, returns)))
         if stuck.any():
             state = envs.restart(stuck)
+        begin_episodes(policy, terminated | truncated | stuck)
     if progress is not None:
         progress.close()
     envs.close()

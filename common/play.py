@@ -15,6 +15,7 @@ from common.cli import command
 from common.environments import EVALUATION_LIMIT, make_env, make_envs, reset_seed
 from common.errors import UserError
 from common.evaluation import STREAM, episode_returns
+from common.memory import begin_episodes
 from common.run import Policy, read_config, read_run
 
 import numpy as np
@@ -51,6 +52,7 @@ def show(policy: Policy, env_id: str, seed: int, env_kwargs: dict) -> None:
     envs.close()
     env = make_env(env_id, render_mode="human", **env_kwargs)
     state, _ = env.reset(seed=seed)
+    begin_episodes(policy, np.ones(1, bool))
     for _ in range(EVALUATION_LIMIT):
         state, _, terminated, truncated, _ = env.step(policy(np.asarray(state)[None])[0])
         if terminated or truncated:

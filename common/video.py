@@ -10,6 +10,7 @@ from typing import Any
 
 from common.environments import make_env, make_envs
 from common.errors import UserError
+from common.memory import begin_episodes
 
 import gymnasium as gym
 import numpy as np
@@ -72,7 +73,7 @@ def frames_of(
     atari = envs.is_atari
     envs.close()
     if atari:
-        return 15, _atari_frames(policy, env_id, seed)
+        return 15, _atari_frames(policy, env_id, seed, env_kwargs)
     env = make_env(env_id, render_mode="rgb_array", **env_kwargs)
     if "rgb_array" not in env.metadata.get("render_modes", []):
         raise UserError(f"--capture-video: {env_id} cannot be rendered as pictures; leave it out")
@@ -81,6 +82,7 @@ def frames_of(
 
 def _frames(policy: Policy, env: gym.Env, seed: int) -> Iterator[np.ndarray]:
     state, _ = env.reset(seed=seed)
+    begin_episodes(policy, np.ones(1, bool))
     done = False
     yield np.asarray(env.render())
     while not done:
@@ -91,12 +93,14 @@ def _frames(policy: Policy, env: gym.Env, seed: int) -> Iterator[np.ndarray]:
     env.close()
 
 
-def _atari_frames(policy: Policy, env_id: str, seed: int) -> Iterator[np.ndarray]:
+def _atari_frames(
+    policy: Policy, env_id: str, seed: int, env_kwargs: Mapping[str, Any]
+) -> Iterator[np.ndarray]:
     """What the player sees is small and grey: a second game in colour follows it move by move.
 
     Same seed and same actions make the same game, sticky actions included.
     """
-    envs = make_envs(env_id, 1, training=False)
+    envs = make_envs(env_id, 1, training=False, **env_kwargs)
     # Pictures in colour have four axes: nothing for a network, so not through `make_envs`.
     shown = gym.make_vec(
         env_id,
@@ -109,6 +113,7 @@ def _atari_frames(policy: Policy, env_id: str, seed: int) -> Iterator[np.ndarray
     )
     state, _ = envs.reset(seed=seed)
     picture, _ = shown.reset(seed=seed)
+    begin_episodes(policy, np.ones(1, bool))
     done = False
     while not done:
         yield np.repeat(np.repeat(picture[0, -1], 2, axis=0), 2, axis=1)

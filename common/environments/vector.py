@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+from common.environments.flicker import FlickeringFrames
 from common.environments.spaces import is_image, numbered, shape_of
 from common.errors import UserError
 
@@ -23,7 +24,9 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 EVALUATION_LIMIT = 10_000  # steps per episode
 
 
-def make_envs(env_id: str, num_envs: int, *, training: bool = True, **kwargs: Any) -> VectorEnvs:
+def make_envs(
+    env_id: str, num_envs: int, *, training: bool = True, flicker: float = 0.0, **kwargs: Any
+) -> VectorEnvs:
     """Makes `num_envs` copies of an environment that step together.
 
     Args:
@@ -32,6 +35,7 @@ def make_envs(env_id: str, num_envs: int, *, training: bool = True, **kwargs: An
         training: for training, losing a life in an Atari game ends an episode for the learner
             (`terminated`) although the game goes on; evaluation plays whole games, and cuts
             episodes of environments without a time limit after `EVALUATION_LIMIT` steps.
+        flicker: probability with which each frame of an Atari game is blank; needs `stack_num=1`.
         **kwargs: passed to the environment's constructor (Atari: to `AtariVectorEnv`).
 
     Returns:
@@ -45,6 +49,8 @@ def make_envs(env_id: str, num_envs: int, *, training: bool = True, **kwargs: An
     if num_envs < 1:
         raise UserError(f"--num-envs {num_envs}: must be at least 1")
     spec = _spec(env_id)
+    if flicker and (spec.namespace != "ALE" or kwargs.get("stack_num") != 1):
+        raise UserError(f"--flicker {flicker}: only single frames of Atari games flicker; use 0")
     if not training and spec.max_episode_steps is None and spec.namespace != "ALE":
         kwargs = {"max_episode_steps": EVALUATION_LIMIT} | kwargs
 
@@ -52,7 +58,7 @@ def make_envs(env_id: str, num_envs: int, *, training: bool = True, **kwargs: An
         if spec.namespace == "ALE":
             # True rewards here; what a learner makes of them (clipping) is the algorithm's affair.
             # `episodic_life` would restart the game at each lost life: nobody would see level two.
-            return gym.make_vec(
+            games = gym.make_vec(
                 spec,
                 num_envs,
                 autoreset_mode=AutoresetMode.SAME_STEP,
@@ -60,6 +66,7 @@ def make_envs(env_id: str, num_envs: int, *, training: bool = True, **kwargs: An
                 life_loss_info=training,
                 **kwargs,
             )
+            return FlickeringFrames(games, flicker) if flicker else games
         copies = [partial(_make, spec, **kwargs)] * num_envs
         return SyncVectorEnv(copies, autoreset_mode=AutoresetMode.SAME_STEP, copy=True)
 
@@ -147,6 +154,15 @@ def successor(next_state: np.ndarray, info: dict[str, Any]) -> np.ndarray:
     for i in np.flatnonzero(info["_final_obs"]):
         result[i] = info["final_obs"][i]
     return result
+
+
+def new_episodes(info: dict[str, Any], num_envs: int) -> np.ndarray:
+    """Whether `next_state` is the first observation of a new episode, [N] bool.
+
+    Not the same as `terminated | truncated`: when a life is lost in an Atari game, the learner's
+    episode ends but the game goes on.
+    """
+    return np.array(info["_final_obs"] if "final_obs" in info else np.zeros(num_envs), bool)
 
 
 class VectorEnvs(gym.vector.VectorWrapper):
