@@ -89,20 +89,20 @@ class Config(RunConfig):
 
     env_id: str = "CartPole-v1"  # Gymnasium id, ALE/Game-v5 or module:Id-v0; discrete actions
     seed: int = 0  # of everything random
-    total_timesteps: int = 50_000  # environment steps, all environments together
+    total_timesteps: int = 75_000  # environment steps, all environments together
     num_envs: int = 8  # environments that step side by side
     frame_size: int = 84  # pixels on each side of an Atari frame
-    learning_rate: float = 1e-3  # α, step size of Adam at the start
+    learning_rate: float = 2e-3  # α, step size of Adam at the start
     adam_epsilon: float = 1.5e-4  # of Adam, against large steps where gradients are small
     max_grad_norm: float = 10.0  # longer gradients are shortened to this norm
     anneal: bool = True  # learning rate falls linearly to 0 over the run
     gamma: float = 0.99  # γ, discount factor
     hidden_sizes: tuple[int, ...] = (120, 84)  # units of the dense layers (images: Nature CNN)
     buffer_size: int = 100_000  # transitions in the replay buffer
-    batch_size: int = 64  # B, stretches of n steps per gradient step
+    batch_size: int = 128  # B, stretches of n steps per gradient step
     learning_starts: int = 1_000  # steps before the first gradient step
     train_frequency: int = 64  # steps between trainings
-    gradient_steps: int = 16  # gradient steps per training
+    gradient_steps: int = 32  # gradient steps per training
     target_frequency: int = 512  # C, steps between copies θ' <- θ
     double: bool = True  # the online network chooses the next action in the target
     dueling: bool = True  # separate streams for values and advantages

@@ -11,6 +11,9 @@ from common.errors import UserError
 import gymnasium as gym
 import keras
 
+NATURE = ((32, 8, 4), (64, 4, 2), (64, 3, 1))  # filters, size of the kernel, stride
+SMALL = ((32, 5, 3), (32, 3, 2), (64, 3, 1))
+
 Initializer = Callable[[], keras.Initializer]
 
 
@@ -44,7 +47,8 @@ def nature_cnn(
     """The convolutional body of Mnih et al. (Nature, 2015): three convolutions and 512 units.
 
     Args:
-        inputs: images with channels last and values in [0, 1], [B, H, W, C]; H and W at least 36.
+        inputs: images with channels last and values in [0, 1], [B, H, W, C]; H and W at least 36,
+            below 64 with smaller kernels than the paper's (see `convolutions`).
         initializer: makes a new kernel initializer for each layer.
 
     Returns:
@@ -57,9 +61,14 @@ def nature_cnn(
 def convolutions(
     inputs: keras.KerasTensor, initializer: Initializer = keras.initializers.HeUniform
 ) -> keras.KerasTensor:
-    """The three convolutions of `nature_cnn`, flattened: [B, H, W, C] -> [B, D]."""
+    """The three convolutions of `nature_cnn`, flattened: [B, H, W, C] -> [B, D].
+
+    Of frames smaller than 64 x 64 they would leave less than 3 x 3 places; smaller kernels with
+    smaller strides look at those.
+    """
     features = inputs
-    for filters, size, stride in ((32, 8, 4), (64, 4, 2), (64, 3, 1)):
+    small = min(inputs.shape[1:3]) < 64
+    for filters, size, stride in SMALL if small else NATURE:
         layer = keras.layers.Conv2D(
             filters, size, stride, activation="relu", kernel_initializer=initializer()
         )
