@@ -166,6 +166,31 @@ def test_loop_goes_through_the_slices_in_order(xla):
     assert (variable.numpy(), metrics["value"], metrics["square"]) == (0.0, 0.0, 1444.0)
 
 
+@pytest.mark.parametrize("repetitions", [1, 2, 5])
+def test_loop_takes_the_mean_of_scalars_and_stacks_all_else(xla, repetitions):
+    variable = tf.Variable(0.0)
+
+    @compiled(loop=True, xla=xla)
+    def step(batch, weight):
+        variable.assign_add(1.0)
+        rows = batch.left * weight[:, None]
+        return {"loss": tf.reduce_sum(batch.right)}, Pair(rows, (batch.right + variable, rows[0]))
+
+    rng = np.random.default_rng(repetitions)
+    left = rng.normal(size=(repetitions, 3, 2)).astype(np.float32)
+    right = rng.normal(size=(repetitions, 3)).astype(np.float32)
+    weight = rng.normal(size=(repetitions, 3)).astype(np.float32)
+    metrics, pair = step(Pair(left, right), weight)
+    assert metrics["loss"].shape == ()
+    assert metrics["loss"] == pytest.approx(right.sum(axis=1).mean(), rel=1e-5)
+    assert isinstance(pair, Pair)
+    np.testing.assert_allclose(pair.left, left * weight[..., None], rtol=1e-6)  # [K, 3, 2]
+    order = np.arange(1, repetitions + 1)[:, None]
+    np.testing.assert_allclose(pair.right[0], right + order, rtol=1e-5, atol=1e-6)  # [K, 3]
+    np.testing.assert_allclose(pair.right[1], pair.left[:, 0], rtol=1e-6)  # [K, 2]
+    assert pair.right[0].dtype == np.float32
+
+
 def make_training(learning_rate=0.01):
     """A network, its optimizer and one gradient step."""
     keras.utils.set_random_seed(0)
@@ -218,7 +243,7 @@ def test_mean_over_gives_each_slice_of_each_tensor(xla):
     orders = np.array([[0, 2], [1, 1], [2, 0], [1, 2]])
     table = np.float32([1, 10, 100])
     out = function(orders, table)
-    np.testing.assert_allclose(out["picked"], table[orders].mean(axis=0))
+    np.testing.assert_array_equal(out["picked"], table[orders])  # [K, 2]: stacked
     assert (out["pair"].left, out["pair"].right) == (1.0, 1.0)
 
 

@@ -7,6 +7,7 @@ from itertools import pairwise
 
 from common.environments import (
     VectorEnvs,
+    atari_kwargs,
     make_env,
     make_envs,
     reset_seed,
@@ -468,3 +469,23 @@ def test_some_games_can_be_restarted():
     frames = info["episode_frame_number"]
     assert frames[1] < 130 < min(frames[0], frames[2])  # up to 30 steps of waiting at the start
     assert envs.take_finished() == []
+
+
+def test_frames_of_the_size_that_was_asked_for():
+    assert atari_kwargs("ALE/Pong-v5", 84) == atari_kwargs("CartPole-v1", 84) == {}
+    for size in (36, 42, 210):
+        envs = make_envs("ALE/Pong-v5", 2, **atari_kwargs("ALE/Pong-v5", size))
+        state, _ = envs.reset(seed=0)
+        assert state.shape == (2, 4, size, size)
+        assert state.max() > state.min()
+        envs.close()
+
+
+def test_frames_of_other_sizes_are_refused():
+    for size in (0, -84, 35, 211):
+        with pytest.raises(UserError, match=f"--frame-size {size}: must be 36 .* to 210"):
+            atari_kwargs("ALE/Pong-v5", size)
+    with pytest.raises(UserError, match="--frame-size 42: only for Atari games, CartPole-v1 has"):
+        atari_kwargs("CartPole-v1", 42)
+    with pytest.raises(UserError, match=r"--env-id ALE/Ponk-v5: .*ALE/Pong-v5"):
+        atari_kwargs("ALE/Ponk-v5", 42)

@@ -2,7 +2,7 @@
 
 from common.environments import is_image
 from common.errors import UserError
-from common.networks import body, copy_weights, mlp, nature_cnn
+from common.networks import body, convolutions, copy_weights, mlp, nature_cnn, trunk
 
 import gymnasium as gym
 import keras
@@ -45,13 +45,13 @@ def test_mlp_without_layers_passes_on():
 def test_nature_cnn_has_the_sizes_of_the_paper():
     inputs = keras.Input((84, 84, 4))
     network = keras.Model(inputs, nature_cnn(inputs))
-    convolutions = [layer for layer in network.layers if isinstance(layer, keras.layers.Conv2D)]
-    assert [layer.output.shape[1:] for layer in convolutions] == [
+    layers = [layer for layer in network.layers if isinstance(layer, keras.layers.Conv2D)]
+    assert [layer.output.shape[1:] for layer in layers] == [
         (20, 20, 32),
         (9, 9, 64),
         (7, 7, 64),
     ]
-    assert [layer.count_params() for layer in convolutions] == [8_224, 32_832, 36_928]
+    assert [layer.count_params() for layer in layers] == [8_224, 32_832, 36_928]
     assert network.output_shape == (None, 512)
     assert network.count_params() == 1_684_128
     assert network.output.shape == (None, 512)
@@ -139,3 +139,62 @@ def test_copy_weights_copies_and_does_not_tie():
     before = np.asarray(target(x))
     source.layers[1].bias.assign(np.full(6, 9.0))
     np.testing.assert_array_equal(target(x), before)
+
+
+def test_copy_weights_leaves_random_generators_alone():
+    """Two networks with noise must not come to draw the same noise."""
+    inputs = keras.Input((4,))
+    outputs = keras.layers.Dense(50)(keras.layers.Dropout(0.5)(inputs))
+    source = keras.Model(inputs, outputs)
+    target = keras.models.clone_model(source)
+    seeds = [
+        [np.array(v.numpy()) for v in model.variables if "seed" in v.name]
+        for model in (source, target)
+    ]
+    assert len(seeds[0]) == len(seeds[1]) == 1
+    assert not np.array_equal(*seeds)
+    copy_weights(source, target)
+    now = [v.numpy() for v in target.variables if "seed" in v.name]
+    np.testing.assert_array_equal(now, seeds[1])
+    for theta, same in zip(source.weights, target.weights, strict=True):
+        np.testing.assert_array_equal(theta, same)
+
+
+def test_convolutions_are_the_body_of_the_nature_network():
+    inputs = keras.Input((84, 84, 4))
+    network = keras.Model(inputs, convolutions(inputs))
+    assert network.output_shape == (None, 7 * 7 * 64)
+    assert network.count_params() == 8_224 + 32_832 + 36_928
+
+
+@pytest.mark.parametrize(
+    ("space", "hidden_sizes", "features", "units"),
+    [
+        (Box(-1.0, 1.0, (3,), np.float32), (20, 10, 5), 10, 5),
+        (Box(-1.0, 1.0, (3,), np.float32), (20,), 3, 20),
+        (Discrete(4, start=2), (6, 5), 6, 5),
+        (images(4, 84, 84), (), 3136, 512),
+        (images(84, 84, 4), (20, 10), 3136, 512),
+    ],
+)
+def test_the_trunk_is_the_body_without_its_last_layer(space, hidden_sizes, features, units):
+    inputs, outputs, last = trunk(space, hidden_sizes)
+    assert outputs.shape == (None, features)
+    assert last == units
+    short = keras.Model(inputs, outputs)
+    whole = keras.Model(*body(space, hidden_sizes))
+    assert whole.output_shape == (None, units)
+    *same, kernel, bias = whole.weights
+    assert [w.shape for w in same] == [w.shape for w in short.weights]
+    for ours, theirs in zip(short.weights, same, strict=True):
+        ours.assign(theirs)
+    states = np.stack([space.sample() for _ in range(3)])
+    layer = np.maximum(np.asarray(short(states)) @ np.asarray(kernel) + np.asarray(bias), 0.0)
+    np.testing.assert_allclose(layer, whole(states), rtol=1e-4, atol=1e-5)
+
+
+def test_a_trunk_needs_a_layer_to_leave_out():
+    with pytest.raises(UserError, match="--hidden-sizes: must name at least one layer"):
+        trunk(Box(-1.0, 1.0, (3,), np.float32), ())
+    with pytest.raises(UserError, match="--env-id: observations are "):
+        trunk(gym.spaces.MultiBinary(3), (8,))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from common import checkpoint
 from common.config import RunConfig
 from common.errors import UserError
+from common.metrics import read_metrics
 from common.run import Run, read_config
 
 import keras
@@ -121,3 +122,32 @@ def test_flags_of_the_wrong_kind_are_told(tmp_path, name, value):
     (tmp_path / "config.json").write_text(json.dumps(contents))
     with pytest.raises(UserError, match=f"config.json has {name} = {value!r}, which is no "):
         read_config(tmp_path, Config)
+
+
+def test_rows_are_means_by_weight(tmp_path):
+    run = Run(Config(run_dir=str(tmp_path)), __file__)
+    logged = [(1.0, 3), (5.0, 1), (float("nan"), 0), (7.0, 1), (9.0, 0), (9.0, 0)]
+    for step in run.steps(6, log_every=2):
+        value, weight = logged[step]
+        run.log({"train/by_weight": value}, weight=weight)
+        run.log({"train/plain": value if weight else 0.0})
+    run.finish()
+    metrics = read_metrics(tmp_path)
+    np.testing.assert_array_equal(metrics["train/by_weight"], [2.0, 7.0, np.nan])
+    np.testing.assert_array_equal(metrics["train/plain"], [3.0, 3.5, 0.0])
+
+
+def test_weights_are_kept_over_an_interruption(tmp_path):
+    def log(config, stop_after=None):
+        run = Run(config, __file__)
+        run.track(nothing=np.zeros(1))
+        for step in run.steps(4, log_every=4):
+            run.log({"train/by_weight": float(step)}, weight=10**step)
+            if stop_after is not None and step + 1 == stop_after:
+                return
+        run.finish()
+
+    log(Config(run_dir=str(tmp_path), checkpoint_every=2), stop_after=3)
+    log(Config(resume=str(tmp_path), checkpoint_every=2))
+    expected = (0 * 1 + 1 * 10 + 2 * 100 + 3 * 1000) / 1111
+    assert read_metrics(tmp_path)["train/by_weight"].tolist() == [pytest.approx(expected)]
