@@ -12,7 +12,7 @@ import gymnasium as gym
 import keras
 
 NATURE = ((32, 8, 4), (64, 4, 2), (64, 3, 1))  # filters, size of the kernel, stride
-SMALL = ((32, 5, 3), (32, 3, 2), (64, 3, 1))
+SMALL = ((16, 5, 3), (32, 3, 2), (32, 3, 1))
 
 Initializer = Callable[[], keras.Initializer]
 
@@ -48,32 +48,36 @@ def nature_cnn(
 
     Args:
         inputs: images with channels last and values in [0, 1], [B, H, W, C]; H and W at least 36,
-            below 64 with smaller kernels than the paper's (see `convolutions`).
+            below 64 with smaller and fewer kernels than the paper's, and half of the units.
         initializer: makes a new kernel initializer for each layer.
 
     Returns:
-        Features, [B, 512].
+        Features, [B, 512], or [B, 256] of small images.
     """
     features = convolutions(inputs, initializer)
-    return keras.layers.Dense(512, "relu", kernel_initializer=initializer())(features)
+    return keras.layers.Dense(_units(inputs), "relu", kernel_initializer=initializer())(features)
 
 
 def convolutions(
     inputs: keras.KerasTensor, initializer: Initializer = keras.initializers.HeUniform
 ) -> keras.KerasTensor:
-    """The three convolutions of `nature_cnn`, flattened: [B, H, W, C] -> [B, D].
-
-    Of frames smaller than 64 x 64 they would leave less than 3 x 3 places; smaller kernels with
-    smaller strides look at those.
-    """
+    """The three convolutions of `nature_cnn`, flattened: [B, H, W, C] -> [B, D]."""
     features = inputs
-    small = min(inputs.shape[1:3]) < 64
-    for filters, size, stride in SMALL if small else NATURE:
+    for filters, size, stride in SMALL if _is_small(inputs) else NATURE:
         layer = keras.layers.Conv2D(
             filters, size, stride, activation="relu", kernel_initializer=initializer()
         )
         features = layer(features)
     return keras.layers.Flatten()(features)
+
+
+def _is_small(images: keras.KerasTensor) -> bool:
+    """Whether the paper's convolutions would leave less than 3 x 3 places of the images."""
+    return min(images.shape[1:3]) < 64
+
+
+def _units(images: keras.KerasTensor) -> int:
+    return 256 if _is_small(images) else 512
 
 
 def body(
@@ -120,7 +124,7 @@ def trunk(
     """
     inputs, features = _prepared(observation_space)
     if is_image(observation_space):
-        return inputs, convolutions(features), 512
+        return inputs, convolutions(features), _units(features)
     if not hidden_sizes:
         raise UserError("--hidden-sizes: must name at least one layer, in which the network forks")
     return inputs, mlp(features, hidden_sizes[:-1]), hidden_sizes[-1]
