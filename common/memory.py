@@ -23,8 +23,16 @@ def begin_episodes(policy: Any, begins: np.ndarray) -> None:
         begin(begins)
 
 
+def note_actions(memory: np.ndarray, action: np.ndarray, num_actions: int) -> None:
+    """Writes actions [N], one-hot, over the last A columns of a memory [N, M]."""
+    memory[:, -num_actions:] = np.arange(num_actions) == action[:, None]
+
+
 class GreedyMemoryPolicy:
-    """π(s) = argmax_a Q(s, a), where Q also depends on a memory of each environment's own."""
+    """π(s) = argmax_a Q(s, a), where Q also depends on a memory of each environment's own.
+
+    The last columns of the memory, one for each action, tell the last action.
+    """
 
     def __init__(self, q_values: Step, memory_size: int) -> None:
         """Begins without environments; the first call shows how many there are.
@@ -45,7 +53,9 @@ class GreedyMemoryPolicy:
         """Greedy actions, [N, ...] -> [N]; remembers what it saw."""
         self._fit(len(state))
         q_values, self.memory = self._q_values(state, self.memory)
-        return q_values.argmax(axis=1)
+        action = q_values.argmax(axis=1)
+        note_actions(self.memory, action, q_values.shape[1])
+        return action
 
     def _fit(self, num_envs: int) -> None:
         # Another number of environments: other environments, of which nothing is known.

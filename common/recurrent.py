@@ -17,17 +17,18 @@ def recurrent_forward(
 ) -> RecurrentTwin | CompiledRecurrent:
     """A function (observations, memory) -> (outputs, memory), all NumPy arrays.
 
-    The memory of an environment is one row (h, c): both states of the LSTM side by side. Where the
-    encoder is a plain stack of dense layers everything is computed with NumPy, else by a compiled
-    call. Either way, give it to `compiled(..., refreshes=...)` of the function that trains.
+    The memory of an environment is one row (h, c, extra): both states of the LSTM side by side, and
+    what it is shown beside the features, e.g. the last action. After a step `extra` is 0: the
+    caller fills it in. Where encoder and head are dense everything is computed with NumPy, else by
+    a compiled call. Either way, give it to `compiled(..., refreshes=...)` of what trains.
 
     Args:
         encoder: observations [N, ...] -> features [N, D].
-        cell: of U units, already built.
+        cell: of U units, already built for D + E inputs.
         head: the LSTM's hidden state [N, U] -> outputs [N, A].
 
     Returns:
-        Callable: observations [N, ...] and memory [N, 2 U] -> outputs [N, A] and memory [N, 2 U].
+        Callable: observations [N, ...], memory [N, 2 U + E] -> outputs [N, A] and memory, float32.
     """
     encode, decode = forward(encoder), forward(head)
     if isinstance(encode, NumpyTwin) and isinstance(decode, NumpyTwin):
@@ -43,10 +44,13 @@ class CompiledRecurrent:
     ) -> None:
         """Compiles at the first call, once for each number of environments."""
         self.weights: list[Any] = []
+        units = cell.units
 
         def step(observation: tf.Tensor, memory: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            _, states = cell(encoder(observation), tf.split(memory, 2, axis=1))
-            return head(states[0]), tf.concat(states, axis=1)
+            hidden, carry, extra = tf.split(memory, [units, units, memory.shape[1] - 2 * units], 1)
+            inputs = tf.concat([encoder(observation), extra], axis=1)
+            _, states = cell(inputs, [hidden, carry])
+            return head(states[0]), tf.concat([*states, tf.zeros_like(extra)], axis=1)
 
         self._call = compiled(step)
 
@@ -56,7 +60,7 @@ class CompiledRecurrent:
     def __call__(
         self, observation: np.ndarray, memory: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Outputs [N, A] and memory after the step [N, 2 U], float32."""
+        """Outputs [N, A] and memory after the step [N, 2 U + E], float32."""
         return self._call(observation, memory)
 
 
@@ -84,9 +88,10 @@ class RecurrentTwin:
     def __call__(
         self, observation: np.ndarray, memory: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Outputs [N, A] and memory after the step [N, 2 U], float32."""
-        units = memory.shape[1] // 2
-        gates = self._encode(observation) @ self._kernel
+        """Outputs [N, A] and memory after the step [N, 2 U + E], float32."""
+        units = len(self._recurrent)
+        inputs = [self._encode(observation), memory[:, 2 * units :]]
+        gates = np.concatenate(inputs, axis=1) @ self._kernel
         gates += memory[:, :units] @ self._recurrent
         gates += self._bias
         # Keras's order: input gate, forget gate, candidate, output gate. A sigmoid is a tanh of
@@ -95,9 +100,9 @@ class RecurrentTwin:
         gates[:, 3 * units :] *= 0.5
         np.tanh(gates, out=gates)
         opened = 0.5 * gates + 0.5
-        after = np.empty_like(memory)
-        cell = after[:, units:]
-        np.multiply(opened[:, units : 2 * units], memory[:, units:], out=cell)
+        after = np.zeros_like(memory)
+        cell = after[:, units : 2 * units]
+        np.multiply(opened[:, units : 2 * units], memory[:, units : 2 * units], out=cell)
         cell += opened[:, :units] * gates[:, 2 * units : 3 * units]
         hidden = np.tanh(cell)
         hidden *= opened[:, 3 * units :]

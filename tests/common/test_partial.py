@@ -91,34 +91,36 @@ def test_no_memoryless_policy_recalls_better_than_by_chance():
 
 def recall(state, memory):
     """Remembers the first cue it was shown since it began: the best policy for RecallCue."""
-    cue = state[:, :2] * (memory.sum(axis=1, keepdims=True) == 0.0)
-    memory = memory + cue
-    return memory, memory
+    cue = state[:, :2] * (memory[:, :2].sum(axis=1, keepdims=True) == 0.0)
+    memory = memory + np.pad(cue, ((0, 0), (0, 2)))
+    return memory[:, :2].copy(), memory
 
 
 @pytest.mark.parametrize("episodes", [1, 60])
 def test_evaluation_keeps_a_memory_of_each_environment_and_begins_it_anew(episodes):
-    policy = GreedyMemoryPolicy(recall, 2)
+    policy = GreedyMemoryPolicy(recall, 4)
     assert episode_returns(policy, RECALL, episodes, seed=0) == [1.0] * episodes
     # A second evaluation does not remember the first.
     assert episode_returns(policy, RECALL, episodes, seed=1) == [1.0] * episodes
 
 
 def test_without_being_told_of_new_episodes_the_policy_recalls_the_wrong_cue():
-    policy = GreedyMemoryPolicy(recall, 2)
+    policy = GreedyMemoryPolicy(recall, 4)
     policy.begin = lambda begins: None
     assert np.mean(episode_returns(policy, RECALL, 100, seed=0)) < 0.6
 
 
 def test_another_number_of_environments_begins_with_no_memory():
-    policy = GreedyMemoryPolicy(lambda state, memory: (memory, memory + 1.0), 2)
+    policy = GreedyMemoryPolicy(lambda state, memory: (state, memory + 1.0), 3)
     begin_episodes(policy, np.ones(3, bool))
-    policy(np.zeros((3, 1)))
-    np.testing.assert_array_equal(policy.memory, np.ones((3, 2)))
+    actions = policy(np.eye(3)[:, :2])
+    np.testing.assert_array_equal(actions, [0, 1, 0])
+    # The last two columns tell what was done.
+    np.testing.assert_array_equal(policy.memory, [[1, 1, 0], [1, 0, 1], [1, 1, 0]])
     begin_episodes(policy, np.array([False, True, False]))
-    np.testing.assert_array_equal(policy.memory, [[1, 1], [0, 0], [1, 1]])
-    policy(np.zeros((1, 1)))
-    np.testing.assert_array_equal(policy.memory, np.ones((1, 2)))
+    np.testing.assert_array_equal(policy.memory, [[1, 1, 0], [0, 0, 0], [1, 1, 0]])
+    policy(np.zeros((1, 2)))
+    np.testing.assert_array_equal(policy.memory, [[1, 1, 0]])
 
 
 def test_policies_without_memory_are_left_alone():
