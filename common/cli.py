@@ -48,6 +48,9 @@ def parse(
                     f"{flag} {new}: a resumed run keeps its flags ({flag} {old}); "
                     f"leave it out or start a new run"
                 )
+    acts = hasattr(sys.modules[config_class.__module__], "load_policy")
+    if config.capture_video and not (acts or config_class.capture_video):
+        raise UserError("--capture-video: no agent is trained here, nothing to film; leave it out")
     return config
 
 

@@ -36,10 +36,16 @@ def check_config(config: Any) -> None:
         flag = "--" + field.name.replace("_", "-")
         if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"{flag} {value}: must be a finite number")
+        given = " ".join(map(str, value)) if isinstance(value, tuple) else value
+        if isinstance(value, tuple) and not all(map(_finite, value)):
+            raise UserError(f"{flag} {given}: must be finite numbers")
         rule = _RULES.get(field.name)
         if rule is not None and not rule[0](value):
-            given = " ".join(map(str, value)) if isinstance(value, tuple) else value
             raise UserError(f"{flag} {given}: must be {rule[1]}")
+
+
+def _finite(x: Any) -> bool:
+    return not isinstance(x, float) or math.isfinite(x)
 
 
 def _at_least_one(x: Any) -> bool:
@@ -78,6 +84,10 @@ def _positive(x: Any) -> bool:
     return x > 0.0
 
 
+def _ridge(x: Any) -> bool:
+    return x >= 1e-8  # below, rounding makes the inverse of A indefinite
+
+
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys(
         (
@@ -106,9 +116,10 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
         (_positive, "greater than 0"),
     ),
     **dict.fromkeys(
-        "prior_alpha prior_beta prior_std ridge posterior_scale concentration".split(),
+        "prior_alpha prior_beta prior_std posterior_scale concentration".split(),
         (_positive, "greater than 0"),
     ),
+    "ridge": (_ridge, "at least 1e-8, or rounding errors outgrow what is learned"),
     **dict.fromkeys("num_visitors num_logs num_users".split(), (_at_least_one, "at least 1")),
     **dict.fromkeys("max_steps run_episodes num_atoms".split(), (_at_least_one, "at least 1")),
     "step_size": (_fraction, "between 0 and 1"),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +24,7 @@ import numpy as np
 
 MAX_ENVS = 25  # copies that are evaluated side by side
 ATARI_PATIENCE = 2_500  # steps (10,000 frames) without a reward, after which a game is cut
+PATIENCE = 10.0  # seconds of evaluation after which its progress is shown (Atari: at once)
 STREAM = 2**62  # keeps evaluation's seeds apart from training's: no run takes so many steps
 
 
@@ -77,6 +80,7 @@ def episode_returns(
     returns: list[list[float]] = [[] for _ in range(num_envs)]
     running, idle = np.zeros(num_envs), np.zeros(num_envs, int)
     progress = Progress(episodes, unit="evaluation game") if envs.is_atari else None
+    started = time.perf_counter()
     while any(len(r) < q for r, q in zip(returns, quota, strict=True)):
         state, reward, terminated, truncated, _ = envs.step(policy(state))
         running += reward
@@ -86,6 +90,8 @@ def episode_returns(
             if len(returns[i]) < quota[i]:
                 returns[i].append(float(running[i]))
             running[i], idle[i] = 0.0, 0
+            if progress is None and time.perf_counter() - started > PATIENCE:
+                progress = Progress(episodes, unit="evaluation episode")
             if progress is not None:
                 progress.update(sum(map(len, returns)))
         if stuck.any():
@@ -102,8 +108,11 @@ def report(
     config: RunConfig,
     targets: Mapping[str, float] | None = None,
     env_kwargs: Mapping[str, Any] | None = None,
+    judged_by: str = "",
 ) -> Evaluation:
     """Evaluates the trained policy, writes `evaluation.json` and pictures, prints the verdict.
+
+    No target is known for a map of one's own (`--map`).
 
     Args:
         result: what `train` returned.
@@ -111,12 +120,16 @@ def report(
         targets: mean return that counts as solved, by environment; for others the registry's
             threshold is taken, if it has one.
         env_kwargs: arguments of the environment's constructor.
+        judged_by: one of the result's facts that is compared with the target, where it is known, in
+            place of the mean return of the episodes played.
     """
     env_id, seed = config.env_id, config.seed  # type: ignore[attr-defined]
     assert result.policy is not None
     returns = episode_returns(result.policy, env_id, config.eval_episodes, seed, env_kwargs)
     target = (targets or {}).get(env_id, reward_threshold(env_id))
+    target = None if getattr(config, "map", "") else target
     mean, std = float(np.mean(returns)), float(np.std(returns))
+    judged = result.facts.get(judged_by)
     evaluation = Evaluation(
         env_id=env_id,
         seed=seed,
@@ -128,7 +141,7 @@ def report(
         train_seconds=round(result.train_seconds, 3),
         steps_per_second=_rate(result),
         target=target,
-        solved=None if target is None else mean >= target,
+        solved=None if target is None else (mean if judged is None else judged) >= target,
     )
     write_json(result.run_dir / "evaluation.json", asdict(evaluation) | _facts(result))
     if plots.RETURN in read_metrics(result.run_dir):  # else the script has drawn its own curve
@@ -139,7 +152,8 @@ def report(
         film = video.record(result.policy, env_id, reset_seed(seed, STREAM), path, env_kwargs)
         rows["video"] = str(film)
     _print_table(rows)
-    print(verdict(evaluation))
+    name = judged_by.replace("_", " ")
+    print(verdict(evaluation, "" if judged is None else f"{name} {judged:.4g}"))
     return evaluation
 
 
@@ -214,28 +228,41 @@ def _print_table(rows: Mapping[str, str]) -> None:
         print(f"  {name:<{width}}{value}")
 
 
-def verdict(evaluation: Evaluation) -> str:
-    """The one line a reader looks for."""
+def verdict(evaluation: Evaluation, judged: str = "") -> str:
+    """The one line a reader looks for.
+
+    Args:
+        evaluation: what was found.
+        judged: what was compared with the target, if not the mean return.
+    """
     word = {True: "solved", False: "not solved", None: "finished"}[evaluation.solved]
     digits = 1 if abs(evaluation.mean_return) >= 10 else 3
     goal = "" if evaluation.target is None else f" (target {evaluation.target:g})"
-    return (
-        f"{word}: mean return {evaluation.mean_return:.{digits}f} "
-        f"+- {evaluation.std_return:.{digits}f} over {evaluation.episodes} episodes{goal}"
+    played = (
+        f"mean return {evaluation.mean_return:.{digits}f} "
+        f"+- {evaluation.std_return:.{digits}f} over {evaluation.episodes} episodes"
     )
+    return f"{word}: {judged}{goal}; {played}" if judged else f"{word}: {played}{goal}"
 
 
 def write_json(path: Path, contents: dict) -> None:
-    """Writes JSON atomically.
+    """Writes JSON atomically; numbers that are not finite, which JSON has not, become null.
 
     Raises:
         UserError: the file cannot be written.
     """
     temporary = path.with_suffix(".tmp")
     try:
-        temporary.write_text(json.dumps(contents, indent=2) + "\n")
+        text = json.dumps({key: _finite(value) for key, value in contents.items()}, indent=2)
+        temporary.write_text(text + "\n")
         os.replace(temporary, path)
     except OSError as error:
         raise UserError(
             f"cannot write {path}: {error.strerror}; make room and use --resume {path.parent}"
         ) from error
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -249,10 +249,14 @@ class Run:
             if not np.isfinite(total):
                 kept = checkpoint.latest(self.run_dir)
                 raise UserError(
-                    f"{name} became {total} by step {self.step}: training diverged, lower "
-                    f"--learning-rate (or the environment shows states that are not finite); "
+                    f"{name} became {total} by step {self.step}: training diverged{self._remedy()} "
+                    f"(or the environment shows states or rewards that are not finite); "
                     f"last good checkpoint: {kept or 'none yet'}"
                 )
+
+    def _remedy(self) -> str:
+        flags = [name for name in ("learning_rate", "alpha") if hasattr(self.config, name)]
+        return f", lower --{flags[0].replace('_', '-')}" if flags else ""
 
     def _check_weights(self) -> None:
         # The loss is computed before its gradient is applied: the last step may have done the harm.
@@ -261,7 +265,7 @@ class Run:
                 if not np.all(np.isfinite(np.asarray(variable, np.float64))):
                     raise UserError(
                         f"{name} has weights that are not finite by step {self.step}: training "
-                        f"diverged, lower --learning-rate; last good checkpoint: "
+                        f"diverged{self._remedy()}; last good checkpoint: "
                         f"{checkpoint.latest(self.run_dir) or 'none yet'}"
                     )
 

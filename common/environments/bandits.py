@@ -29,6 +29,7 @@ TESTBED, GAUSSIAN, BERNOULLI = "TenArmedTestbed-v0", "GaussianBandit-v0", "Berno
 DEFAULT_MEANS = {GAUSSIAN: (0.0, 0.5, 1.0), BERNOULLI: (0.8, 0.2)}
 TESTBED_ARMS = 10
 Means = Sequence[float] | np.ndarray
+LARGEST = 1e250  # of means and σ: their sums over a run must be finite
 LAST = 100  # steps at the end of a run over which `History.facts` averages
 
 # ---------------------------------------------------------------------------------------------
@@ -60,25 +61,26 @@ def make_bandits(
             f"--means {_text(means)}: {env_id} has its own; means can be given to "
             f"--env-id {GAUSSIAN} and {BERNOULLI}"
         )
+    if env_id != TESTBED and env_id not in DEFAULT_MEANS:
+        return EnvironmentBandits(env_id, num_runs, seed)
+    arms = np.zeros(0)  # of all runs; the testbed draws them for each run
+    if env_id != TESTBED:
+        arms = checked_means(means if given else DEFAULT_MEANS[env_id], env_id == BERNOULLI)
+    sigma = _checked_sigma(sigma)
+    rng = np.random.default_rng([seed, 2])
     try:
-        rng = np.random.default_rng([seed, 2])
-        if env_id == TESTBED:
-            drawn = rng.standard_normal((num_runs, TESTBED_ARMS))
-            return GaussianBandits(drawn, rng, _checked_sigma(sigma))
-        if env_id in DEFAULT_MEANS:
-            arms = checked_means(means if given else DEFAULT_MEANS[env_id], env_id == BERNOULLI)
-            same = np.tile(arms, (num_runs, 1))
-            bandits: Bandits
-            if env_id == BERNOULLI:
-                bandits = BernoulliBandits(same, rng)
-                bandits.lai_robbins = lai_robbins(arms)
-            else:
-                bandits = GaussianBandits(same, rng, _checked_sigma(sigma))
-                bandits.lai_robbins = lai_robbins(arms, sigma)
-            return bandits
+        shape = num_runs, TESTBED_ARMS
+        table = rng.standard_normal(shape) if env_id == TESTBED else np.tile(arms, (num_runs, 1))
     except (MemoryError, OverflowError, ValueError) as error:  # more than NumPy can count
         raise UserError(f"--num-runs {num_runs}: too many for this machine's memory") from error
-    return EnvironmentBandits(env_id, num_runs, seed)
+    if env_id == BERNOULLI:
+        bandits: Bandits = BernoulliBandits(table, rng)
+        bandits.lai_robbins = lai_robbins(arms)
+        return bandits
+    bandits = GaussianBandits(table, rng, sigma)
+    if env_id == GAUSSIAN:
+        bandits.lai_robbins = lai_robbins(arms, sigma)
+    return bandits
 
 
 class Bandits:
@@ -323,6 +325,8 @@ def checked_means(means: Means, probabilities: bool = False, flag: str = "--mean
         raise UserError(f"{given}: must be at least two numbers, one for each arm")
     if not np.isfinite(arms).all():
         raise UserError(f"{given}: must be finite numbers")
+    if np.abs(arms).max() > LARGEST:
+        raise UserError(f"{given}: must be from {-LARGEST:g} to {LARGEST:g}, or sums overflow")
     if probabilities and not ((arms >= 0.0) & (arms <= 1.0)).all():
         raise UserError(f"{given}: must be probabilities, between 0 and 1")
     return arms
@@ -331,6 +335,8 @@ def checked_means(means: Means, probabilities: bool = False, flag: str = "--mean
 def _checked_sigma(sigma: float) -> float:
     if not 0.0 <= sigma < np.inf:
         raise UserError(f"--sigma {sigma}: must be a finite number, 0 or more")
+    if sigma > LARGEST:
+        raise UserError(f"--sigma {sigma:g}: must be at most {LARGEST:g}, or sums overflow")
     return sigma
 
 
@@ -351,13 +357,14 @@ def lai_robbins(means: np.ndarray, sigma: float | None = None) -> float:
     arms = np.asarray(means, float)
     best = arms.max()
     worse = arms[arms < best]
-    with np.errstate(divide="ignore", invalid="ignore"):  # infinite divergence: one pull will do
+    # An infinite divergence means that one pull will do; one that rounds to 0, that C is infinite.
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore", under="ignore"):
         if sigma is not None:
-            divergence = (best - worse) ** 2 / np.float64(2.0 * sigma**2)
+            divergence = ((best - worse) / np.float64(sigma)) ** 2 / 2.0
         else:
             heads = np.where(worse > 0.0, worse * np.log(worse / best), 0.0)
             divergence = heads + (1.0 - worse) * np.log((1.0 - worse) / (1.0 - best))
-    return float(((best - worse) / divergence).sum())
+        return float(((best - worse) / divergence).sum())
 
 
 # ---------------------------------------------------------------------------------------------
@@ -440,8 +447,12 @@ class History:
             "mean_reward": _mean(tables["last_reward"] / last)[0],
             "regret": regret if known else None,
             "regret_error": regret_error if known else None,
-            "lai_robbins": self.bandits.lai_robbins,
+            "lai_robbins": self._lai_robbins(),
         }
+
+    def _lai_robbins(self) -> float | None:
+        constant = self.bandits.lai_robbins
+        return constant if constant is not None and np.isfinite(constant) else None
 
     def draw(self, path: Path, title: str) -> None:
         """Draws share of the best arm and regret over time, or rewards where nothing is known."""
@@ -472,7 +483,7 @@ class History:
             mean, low, high = tables["regret"]
             right.plot(steps, mean, label="mean over runs")
             right.fill_between(steps, low, high, label="nine runs in ten", **band)
-            constant = self.bandits.lai_robbins
+            constant = self._lai_robbins()
             if constant:
                 slope = f"Lai and Robbins' slope: {constant:.3g} ln t"
                 right.plot(steps, constant * np.log(steps), "--", color=plots.GREY, label=slope)
@@ -506,5 +517,6 @@ def final_measure(facts: Mapping[str, float | None]) -> tuple[str, float]:
 
 def _mean(values: np.ndarray) -> tuple[float, float | None]:
     """Mean of [N] values and its standard error, None for a single one."""
-    error = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else None
+    scale = float(np.abs(values).max()) or 1.0  # squares of huge or tiny values are out of range
+    error = scale * (values / scale).std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else None
     return float(values.mean()), None if error is None else float(error)

@@ -6,13 +6,16 @@ from typing import Any, NamedTuple
 
 from common.environments import blackjack
 from common.environments.spaces import NumberedStates
-from common.environments.vector import EVALUATION_LIMIT, make_env
+from common.environments.vector import EVALUATION_LIMIT, make_env, reset_seed
 from common.errors import UserError
 
 import gymnasium as gym
 import numpy as np
 from gymnasium.envs.toy_text.blackjack import BlackjackEnv
 from gymnasium.spaces import Discrete
+
+START_SAMPLES = 1_000  # resets that tell where episodes begin if there is no transition table
+START_STREAM = 2**61  # keeps their seed apart from those of training and evaluation
 
 
 class Model(NamedTuple):
@@ -101,12 +104,78 @@ def exact_return(policy: np.ndarray, model: Model, max_steps: int | None = None)
     return float(model.start @ V)
 
 
-def exact_facts(env: gym.Env, env_id: str, policy: np.ndarray) -> dict[str, float | None]:
-    """`exact_return` for `evaluation.json` where the environment can be solved, else nothing."""
+def exact_facts(
+    env: gym.Env, env_id: str, policy: np.ndarray, name: str = "exact_return"
+) -> dict[str, float | None]:
+    """For `evaluation.json`: `exact_return` where the environment can be solved, else nothing.
+
+    Args:
+        env: the environment.
+        env_id: its id.
+        policy: action of each state, [S], or probabilities, [S, A].
+        name: of the entry.
+    """
     if not has_model(env):
         return {}
     limit = env.spec.max_episode_steps if env.spec else None
-    return {"exact_return": exact_return(policy, tabular_model(env, env_id), limit)}
+    return {name: exact_return(policy, tabular_model(env, env_id), limit)}
+
+
+def start_distribution(env: gym.Env, env_id: str, seed: int) -> np.ndarray:
+    """P(s0), [S]: that of the transition table, elsewhere shares of `START_SAMPLES` resets.
+
+    Args:
+        env: the environment; without a table, it is reset.
+        env_id: its id.
+        seed: the run's seed.
+    """
+    if has_model(env):
+        return tabular_model(env, env_id).start
+    seeds = [reset_seed(seed, START_STREAM), *[None] * (START_SAMPLES - 1)]
+    counts = np.zeros(int(env.observation_space.n))  # type: ignore[attr-defined]
+    for one in seeds:
+        counts[env.reset(seed=one)[0]] += 1.0
+    return counts / START_SAMPLES
+
+
+def visited_states(transition: np.ndarray, start: np.ndarray, gamma: float) -> np.ndarray:
+    """Of the `settled_states` those that episodes of the policy come to, [S] bool."""
+    settled_states(transition, start, gamma)  # if it does not refuse, it has all of them
+    return _leads_to(transition.T > 0.0, start > 0.0)
+
+
+def settled_states(transition: np.ndarray, start: np.ndarray, gamma: float) -> np.ndarray:
+    """States that have a value under a policy, [S] bool: with γ = 1, where it is sure to end.
+
+    Traps that no episode comes to do no harm; their values are left out.
+
+    Args:
+        transition: P(s', not terminated | s) of the policy, [S, S].
+        start: P(s0), [S].
+        gamma: γ, discount factor.
+
+    Raises:
+        UserError: γ = 1, and episodes of the policy can come to where they never end.
+    """
+    if gamma < 1.0:
+        return np.ones(len(start), bool)
+    steps, ends = transition > 0.0, transition.sum(axis=1) < 1.0 - 1e-9
+    trapped = _leads_to(steps, ~_leads_to(steps, ends))
+    if (trapped & (start > 0.0)).any():
+        raise UserError(
+            f"--gamma {gamma}: must be below 1, for the policy can go on for ever: from state "
+            f"{np.flatnonzero(trapped & (start > 0.0))[0]} it may come to where no episode ends"
+        )
+    return ~trapped
+
+
+def _leads_to(steps: np.ndarray, goal: np.ndarray) -> np.ndarray:
+    """From which states, [S], steps, [S, S], may lead to a goal, [S]; goals count themselves."""
+    while True:
+        grown = goal | (steps & goal).any(axis=1)
+        if np.array_equal(grown, goal):
+            return goal
+        goal = grown
 
 
 def toy_text_kwargs(env_id: str, rows: str = "", slippery: bool = True) -> dict[str, Any]:

@@ -1,6 +1,8 @@
 """Bandits side by side and one at a time: their arms, their luck, their history, their errors."""
 
+import json
 import sys
+import warnings
 
 from common import checkpoint
 from common.environments import bandits as module
@@ -102,10 +104,49 @@ def test_the_state_goes_through_a_checkpoint(tmp_path, env_id):
         ([1.0, 0.0, -1.0], 1.0, 2.0 / 1.0 + 2.0 / 2.0),  # Σ 2 σ² / gap
         ([1.0, 0.0, -1.0], 10.0, 300.0),
         ([1.0, 0.0], 0.0, 0.0),
+        ([2.0, 1.0], 1e160, np.inf),  # 2e320 is more than a number can be
+        ([2.0, 1.0], 1e100, 2e200),
+        ([2e200, 1e200], 1e200, 2e200),
     ],
 )
 def test_lai_robbins(means, sigma, constant):
-    assert lai_robbins(np.array(means), sigma) == pytest.approx(constant, abs=5e-5)
+    assert lai_robbins(np.array(means), sigma) == pytest.approx(constant, rel=1e-9, abs=5e-5)
+
+
+def test_lai_robbins_of_tiny_rewards():
+    found = lai_robbins(np.array([1e-300, 2e-300]), 1e-300)
+    assert found == pytest.approx(2e-300, rel=1e-12, abs=0.0)
+
+
+@pytest.mark.parametrize("size", [1e-300, 1e-160, 1e160, 1e250])
+@pytest.mark.parametrize("script", ["epsilon_greedy", "softmax", "ucb", "thompson_sampling"])
+def test_rewards_of_any_scale(tmp_path, command_line, script, size):
+    flags = f"--env-id {module.GAUSSIAN} --means {size} {2 * size / 3} {size / 2} --sigma {size}"
+    flags += f" --num-steps 20 --num-runs 10 --run-dir {tmp_path / 'run'}"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        status, _, err = command_line(f"bandit_{script}", *flags.split())
+    assert status == 0, err
+    text = (tmp_path / "run" / "evaluation.json").read_text()
+    found = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert 0.0 < found["regret"] <= 20 * size
+    assert found["regret_error"] > 0.0
+    assert found["lai_robbins"] == pytest.approx(10 * size, rel=1e-9, abs=0.0)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--means 1e308 -1e308", "--means 1e+308 -1e+308: must be from -1e+250 to 1e+250"),
+        ("--sigma 1e251", "--sigma 1e+251: must be at most 1e+250"),
+    ],
+)
+def test_rewards_whose_sums_overflow_are_refused(tmp_path, command_line, flags, message):
+    flags = f"--env-id {module.GAUSSIAN} {flags} --run-dir {tmp_path / 'run'}"
+    status, _, err = command_line("bandit_ucb", *flags.split())
+    assert status == 2
+    assert err.startswith(f"error: {message}")
+    assert not (tmp_path / "run").exists()
 
 
 def test_bandits_know_their_constant():

@@ -38,6 +38,8 @@ RIGHT = [
     ("any_other_number", -7.0),
     ("env_id", "CartPole-v1"),
     ("hidden_sizes", (64, 64)),
+    ("means", (1e300, -1.0)),
+    ("ridge", 1e-8),
     ("anneal", False),
 ]
 
@@ -56,6 +58,13 @@ def test_a_wrong_value_is_refused_by_name(name, value, rule):
 @pytest.mark.parametrize(("name", "value"), RIGHT)
 def test_a_value_at_the_edge_is_taken(name, value):
     check_config(config_with(name, value))
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), float("-inf")])
+def test_all_numbers_of_a_flag_must_be_finite(wrong):
+    with pytest.raises(UserError) as error:
+        check_config(config_with("means", (0.5, wrong)))
+    assert str(error.value) == f"--means 0.5 {wrong}: must be finite numbers"
 
 
 def test_every_wrong_flag_is_found_wherever_it_stands():

@@ -256,6 +256,58 @@ def test_a_mean_at_the_target_is_solved(tmp_path):
         assert evaluation.solved is solved
 
 
+@pytest.mark.parametrize(
+    ("exact", "solved", "line"),
+    [
+        (0.95, True, "solved: my value 0.95 (target 0.9); mean return 1.000 +- 0.000 over 2"),
+        (0.85, False, "not solved: my value 0.85 (target 0.9); mean return 1.000 +- 0.000 over 2"),
+        (None, True, "solved: mean return 1.000 +- 0.000 over 2"),
+    ],
+)
+def test_the_verdict_may_be_on_an_exact_value(tmp_path, capsys, exact, solved, line):
+    result = finished_run(tmp_path, facts={"my_value": exact})
+    kwargs, targets = {"is_slippery": False}, {"FrozenLake-v1": 0.9}
+    evaluation = report(result, Config(eval_episodes=2), targets, kwargs, judged_by="my_value")
+    assert evaluation.solved is solved
+    assert evaluation.mean_return == 1.0
+    assert capsys.readouterr().out.splitlines()[-1].startswith(line)
+
+
+def test_no_target_is_known_for_a_map_of_ones_own(tmp_path):
+    @dataclass(frozen=True)
+    class MapConfig(Config):
+        map: str = ""
+
+    for rows, target in (("", 0.9), ("SG", None)):
+        kwargs = {"is_slippery": False} | ({"desc": [rows]} if rows else {})
+        config = MapConfig(eval_episodes=1, map=rows)
+        policy = along_the_path if not rows else lambda state: np.full(len(state), 2)
+        evaluation = report(finished_run(tmp_path, policy), config, {"FrozenLake-v1": 0.9}, kwargs)
+        assert (evaluation.target, evaluation.solved) == (target, target and True)
+
+
+def test_numbers_that_are_not_finite_become_null(tmp_path):
+    contents = {
+        "a": float("nan"),
+        "b": [1.5, float("inf")],
+        "c": np.float64("-inf"),
+        "d": 2,
+        "e": "x",
+    }
+    write_json(tmp_path / "x.json", contents)
+    found = json.loads((tmp_path / "x.json").read_text())
+    assert found == {"a": None, "b": [1.5, None], "c": None, "d": 2, "e": "x"}
+
+
+def test_a_long_evaluation_shows_its_progress(monkeypatch, capsys):
+    kwargs = {"is_slippery": False}
+    episode_returns(along_the_path, "FrozenLake-v1", 50, 0, kwargs)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(evaluation, "PATIENCE", -1.0)
+    episode_returns(along_the_path, "FrozenLake-v1", 50, 0, kwargs)
+    assert capsys.readouterr().err.splitlines()[-1].split() == "50 / 50 evaluation episodes".split()
+
+
 def test_a_file_that_cannot_be_written_is_told(tmp_path):
     with pytest.raises(UserError, match=r"cannot write .*evaluation\.json"):
         write_json(tmp_path / "missing" / "evaluation.json", {})

@@ -102,6 +102,36 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path):
     assert checkpoint.latest(tmp_path).stem == f"{2:012d}"
 
 
+@dataclass(frozen=True)
+class AlphaConfig(Config):
+    """Has a step size, by another name."""
+
+    alpha: float = 0.1
+
+
+@dataclass(frozen=True)
+class LearningRateConfig(Config):
+    """Has a learning rate."""
+
+    learning_rate: float = 0.1
+
+
+@pytest.mark.parametrize(
+    ("config_class", "remedy"),
+    [
+        (Config, ""),
+        (AlphaConfig, ", lower --alpha"),
+        (LearningRateConfig, ", lower --learning-rate"),
+    ],
+)
+def test_a_remedy_is_a_flag_that_the_script_has(tmp_path, config_class, remedy):
+    run = Run(config_class(run_dir=str(tmp_path)), __file__)
+    with pytest.raises(UserError) as error:
+        for _ in run.steps(3):
+            run.log({"train/loss": np.inf})
+    assert f"became inf by step 1: training diverged{remedy} (or" in str(error.value)
+
+
 @pytest.mark.parametrize("left", ["config.json", "metrics.csv", "checkpoints/000000000007.npz"])
 def test_what_is_left_of_another_run_is_not_mixed_with_a_new_one(tmp_path, left):
     seeds(Config(run_dir=str(tmp_path / "old")), 7)

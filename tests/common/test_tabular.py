@@ -1,7 +1,14 @@
 """Transition tables read from Gymnasium's environments: exact sums, exact optimal values."""
 
 from common.environments import make_env
-from common.environments.tabular import grid_of, tabular_model
+from common.environments.tabular import (
+    exact_facts,
+    grid_of,
+    settled_states,
+    start_distribution,
+    tabular_model,
+    visited_states,
+)
 from common.errors import UserError
 
 import numpy as np
@@ -75,6 +82,41 @@ def test_taxi_starts_in_its_300_states():
 def test_an_environment_without_a_table_is_refused(env_id):
     with pytest.raises(UserError, match=f"--env-id {env_id}: no transition table.*FrozenLake-v1"):
         tabular_model(make_env(env_id), env_id)
+
+
+def test_where_episodes_begin():
+    env = make_env("Taxi-v4")
+    expected = tabular_model(env, "Taxi-v4").start
+    np.testing.assert_array_equal(start_distribution(env, "Taxi-v4", 0), expected)
+    # With `sab=True` Blackjack has no table; its hands are dealt as with `sab=False`.
+    counted = [start_distribution(make_env("Blackjack-v1"), "Blackjack-v1", s) for s in (0, 0, 1)]
+    np.testing.assert_array_equal(counted[0], counted[1])
+    for shares in counted:
+        assert shares.sum() == pytest.approx(1.0)
+        dealt = shares.reshape(32, 11, 2).sum(axis=(0, 2))[1:]
+        np.testing.assert_allclose(dealt, [1 / 13] * 9 + [4 / 13], atol=4 * np.sqrt(0.2 / 1_000))
+
+
+def test_states_with_a_value():
+    """0 -> 1 -> end; 2 -> 2 for ever; 3 -> 2 or end; 4 -> 3."""
+    P = np.zeros((5, 5))
+    P[0, 1], P[2, 2], P[3, 2], P[4, 3] = 1.0, 1.0, 0.1, 1.0
+    begins = np.eye(5)
+    assert settled_states(P, begins[0], 1.0).tolist() == [True, True, False, False, False]
+    assert visited_states(P, begins[0], 1.0).tolist() == [True, True, False, False, False]
+    assert settled_states(P, begins[4], 0.999).all()
+    assert visited_states(P, begins[4], 0.999).tolist() == [False, False, True, True, True]
+    for start in (2, 3, 4):
+        with pytest.raises(UserError, match=f"--gamma 1.0: must be below 1, .* state {start} "):
+            settled_states(P, (begins[0] + begins[start]) / 2, 1.0)
+
+
+def test_exact_facts_by_name():
+    env, policy = make_env("CliffWalking-v1"), np.full(48, 1)
+    policy[36], policy[35] = 0, 2  # up, along the cliff, down
+    assert exact_facts(env, "CliffWalking-v1", policy) == {"exact_return": -13.0}
+    assert exact_facts(env, "CliffWalking-v1", policy, "mine") == {"mine": -13.0}
+    assert exact_facts(make_env("odd_environments:NoTable-v0"), "", policy, "mine") == {}
 
 
 def test_maps():
