@@ -175,7 +175,7 @@ def train(config: Config) -> Result:
     tests = ab_tests_of_all_lengths(log, rates, np.random.default_rng([config.seed, 3]))
     arrays = {"clicks": clicks, "visits": visits, "lost": lost, "first_log": log[:, 0]}
     np.savez_compressed(run.run_dir / "tables.npz", **arrays)
-    draw(run.run_dir, config, every * np.arange(1, len(curves) + 1), curves, tests)
+    draw(run.run_dir, config, every * np.arange(1, len(curves) + 1), curves, lost, tests)
     return run.finish(facts=facts(config, lost, tests))
 
 
@@ -205,10 +205,9 @@ def facts(config: Config, lost: np.ndarray, tests: np.ndarray) -> dict[str, floa
     return {name: float(value) for name, value in found.items()}
 
 
-def draw(
-    run_dir: Path, config: Config, visitors: np.ndarray, curves: np.ndarray, tests: np.ndarray
-) -> None:
+def draw(run_dir: Path, config: Config, visitors: np.ndarray, *arrays: np.ndarray) -> None:
     """`learning_curve.png`: clicks lost; `ab_test.png`: with A/B tests of all lengths."""
+    curves, lost, tests = arrays  # [points, 5, L], [5, L] in the end, [100, L]
     rates = ", ".join(f"{100 * rate:g}" for rate in config.rates)
     title = f"Banners that {rates} % of visitors click, {config.num_logs} logs"
     with plots.figure(run_dir / "learning_curve.png", columns=2, size=(12.0, 4.5)) as [left, right]:
@@ -216,12 +215,12 @@ def draw(
         draw_means(left, visitors, {name: curves[:, i] for i, name in enumerate(NAMES)})
         left.set(xlabel="visitors", ylabel="clicks lost", title="mean over logs, 95 % interval")
         left.legend()
-        right.boxplot(curves[-1].T, tick_labels=NAMES, whis=(5, 95), showfliers=False)
+        right.boxplot(lost.T, tick_labels=NAMES, whis=(5, 95), showfliers=False)
         right.set(ylabel="clicks lost", title="in the end: box half of the logs, bars nine in ten")
     with plots.figure(run_dir / "ab_test.png", size=(8.0, 4.8)) as [axes]:
         draw_means(axes, np.linspace(1, 100, len(tests)), {"A/B test": tests})
         for i, name in enumerate(NAMES[1:], start=1):
-            axes.axhline(curves[-1, i].mean(), label=name, color=plots.PALETTE[i])
+            axes.axhline(lost[i].mean(), label=name, color=plots.PALETTE[i])
         axes.set(xlabel="visitors in the A/B test [%]", ylabel="clicks lost", title=title)
         axes.set_ylim(bottom=0.0)
         axes.legend()

@@ -20,8 +20,8 @@ Differs from the book
 ---------------------
 1. All states are updated at once. Each evaluation by sweeps goes on from the V of the policy
    before, and stops by the error bound of `dp_value_iteration.py`; `--evaluation solve` takes (2).
-2. (4) keeps an action unless another one is better by more than 2θ, which is as wrong as its
-   comparison can be. With ties broken anyhow, equally good policies could take turns for ever.
+2. (4) keeps an action unless another one is better by more than 2θ: V, and so each Q, may be wrong
+   by θ. If it took any of equally good actions, equally good policies could take turns for ever.
 3. With γ = 1 a policy that never ends an episode has no values: (1) diverges, (2) is singular. So
    the first policy, drawn at random, is drawn again where it never ends; changes for the better
    never undo that, unless rewards can be collected for ever, and then the script says so. For

@@ -24,8 +24,8 @@ Differs from the book
    after `reset`. The deck is infinite, so any hand with the right sum and ace will do, and the
    dealer's hidden card stays as drawn. FrozenLake, CliffWalking and Taxi keep the state in
    `env.unwrapped.s`. In environments that hide their state this method cannot be used.
-2. Reachable states are those that the transition table leads to from the start; it serves for
-   nothing else but the exact returns that are shown.
+2. Reachable states are those that the transition table leads to from the start; without a table,
+   those in which an episode has been. The table serves for nothing else but exact returns.
 3. The mean in (3) is incremental; no sum of returns is kept.
 4. A time limit (`truncated`) does not end the MDP: the missing rest of the return is filled in with
    max_a Q of the last state. The book's game, Blackjack, has none.
@@ -59,13 +59,16 @@ from common.cli import command, parse
 from common.config import RunConfig
 from common.environments.tabular import (
     Model,
+    exact_facts,
     exact_return,
+    has_model,
     make_tabular_env,
+    start_distribution,
     tabular_model,
     toy_text_kwargs,
 )
 from common.errors import UserError
-from common.evaluation import report, report_measure
+from common.evaluation import report
 from common.maps import draw_values
 from common.metrics import read_metrics
 from common.run import Policy, Result, Run
@@ -73,22 +76,23 @@ from common.run import Policy, Result, Run
 import numpy as np
 from gymnasium.envs.toy_text.blackjack import BlackjackEnv
 
-BLACKJACK = "Blackjack-v1"  # its return is computed: in 10,000 games chance hides a hundredth
-TARGETS = {BLACKJACK: -0.055, "FrozenLake-v1": 0.70}  # mean return that counts as solved
+# Return that counts as solved: the exact one where it can be computed, for in 10,000 games of
+# Blackjack chance hides a hundredth.
+TARGETS = {"Blackjack-v1": -0.055, "FrozenLake-v1": 0.70}
 
 
 @dataclass(frozen=True)
 class Config(RunConfig):
     """Hyperparameters; the defaults are for Blackjack-v1."""
 
-    env_id: str = BLACKJACK  # or FrozenLake-v1 and others that keep their state in `s`
+    env_id: str = "Blackjack-v1"  # or FrozenLake-v1 and others that keep their state in `s`
     seed: int = 0  # of everything random
     num_episodes: int = 500_000  # episodes to learn from
     gamma: float = 1.0  # γ, discount factor
     max_steps: int = 1_000  # longer episodes are cut, which counts as truncation
     map: str = ""  # FrozenLake only: rows of S, F, H, G joined by "/"; empty: the usual map
     slippery: bool = True  # FrozenLake only: the ice lets you slip sideways two times in three
-    eval_episodes: int = 1_000  # fresh greedy episodes at the end; Blackjack's return is computed
+    eval_episodes: int = 1_000  # fresh greedy episodes at the end
 
 
 def reachable_states(model: Model) -> np.ndarray:
@@ -125,21 +129,24 @@ def greedy(values: np.ndarray, rng: np.random.Generator) -> int:
 def train(config: Config) -> Result:
     """Runs Monte Carlo control with exploring starts; see `Config` for what can be set."""
     env, num_states, num_actions = make_tabular_env(config.env_id, **env_kwargs(config))
-    model = tabular_model(env, config.env_id)
+    model = tabular_model(env, config.env_id) if has_model(env) else None
     env.reset()
     if not isinstance(env.unwrapped, BlackjackEnv) and not hasattr(env.unwrapped, "s"):
         raise UserError(
-            f"--env-id {config.env_id}: its state cannot be set (no env.unwrapped.s); try "
-            "Blackjack-v1 or FrozenLake-v1, or use mc_control_epsilon_greedy.py"
+            f"--env-id {config.env_id}: episodes must begin in any state, but its state cannot be "
+            "set (no env.unwrapped.s); try FrozenLake-v1, or use mc_control_epsilon_greedy.py"
         )
-    starts = reachable_states(model).tolist()
     limit = env.spec.max_episode_steps
     run = Run(config, __file__)
     rng = np.random.default_rng([config.seed, 1])
     Q = np.zeros((num_states, num_actions))
     N = np.zeros((num_states, num_actions), np.int64)
     policy = rng.integers(num_actions, size=num_states)
-    run.track(Q=Q, N=N, policy=policy, rng=rng)
+    first = start_distribution(env, config.env_id, config.seed)
+    known = np.zeros(num_states, bool)  # states in which episodes begin
+    known[reachable_states(model) if model else np.flatnonzero(first)] = True
+    run.track(Q=Q, N=N, policy=policy, known=known, rng=rng)
+    starts = np.flatnonzero(known).tolist()
 
     for _ in run.steps(config.num_episodes, unit="episode"):
         env.reset(seed=run.episode_seed)
@@ -154,6 +161,9 @@ def train(config: Config) -> Result:
             state, action = next_state, int(policy[next_state])
             truncated = truncated or len(rewards) >= config.max_steps
 
+        if model is None:  # the next episodes begin wherever one has been
+            known[[state for state, _ in pairs]] = True
+            starts = np.flatnonzero(known).tolist()
         # Going backwards, the earliest visit of a pair is written last.
         first_visit = {pair: t for t, pair in reversed(list(enumerate(pairs)))}
         G = 0.0 if terminated else Q[state].max()
@@ -166,16 +176,14 @@ def train(config: Config) -> Result:
                 policy[state] = greedy(Q[state], rng)  # (4)
 
         run.log({"train/return_of_start": G, "charts/episode_length": len(rewards)})
-        if run.every(4 * run.log_every):
+        if model is not None and run.every(4 * run.log_every):
             run.log({"train/exact_return": exact_return(policy, model, limit)})
 
     V = Q.max(axis=1)
     np.savez(run.run_dir / "tables.npz", V=V, Q=Q, N=N, policy=policy)
     draw(run.run_dir, config, env, V, policy, N[starts].ravel())
-    facts = {
-        "exact_return": exact_return(policy, model, limit),
-        "fewest_visits_of_a_pair": int(N[starts].min()),
-    }
+    facts = {"value_start": float(first @ V), "fewest_visits_of_a_pair": int(N[starts].min())}
+    facts |= exact_facts(env, config.env_id, policy)
     return run.finish(lambda state: policy[state], facts)
 
 
@@ -199,10 +207,12 @@ def draw(
     title = f"Monte Carlo, exploring starts: {config.env_id}"
     draw_values(run_dir / "values.png", env, config.env_id, V, policy, title)
     with plots.figure(run_dir / "learning_curve.png", columns=2) as [left, right]:
-        left.plot(*plots.curve(read_metrics(run_dir), "train/exact_return"), label="greedy policy")
-        if config.env_id in TARGETS:
+        metrics = read_metrics(run_dir)
+        shown = ("exact_return", "return_of_start")["train/exact_return" not in metrics]
+        left.plot(*plots.curve(metrics, f"train/{shown}"), label="greedy policy")
+        if config.env_id in TARGETS and not config.map:
             left.axhline(TARGETS[config.env_id], color=plots.GREY, ls="--", label="target")
-        left.set(xlabel="episodes", ylabel="exact return of the policy", title=title)
+        left.set(xlabel="episodes", ylabel=f"{shown.replace('_', ' ')}", title=title)
         left.legend()
         right.semilogy(np.sort(visits)[::-1], label="visits of a pair")
         mean = config.num_episodes / len(visits)
@@ -217,11 +227,7 @@ def main() -> None:
     """Learns, evaluates, reports."""
     config = parse(Config, __doc__)
     result = train(config)
-    if config.env_id == BLACKJACK:
-        exact = result.facts["exact_return"]
-        report_measure(result, config, "exact return", exact, TARGETS[BLACKJACK])
-    else:
-        report(result, config, TARGETS, env_kwargs(config))
+    report(result, config, TARGETS, env_kwargs(config), judged_by="exact_return")
 
 
 if __name__ == "__main__":

@@ -61,8 +61,7 @@ from typing import Any
 from common import plots
 from common.cli import command, parse
 from common.config import RunConfig
-from common.environments.tabular import has_model, make_tabular_env, tabular_model, toy_text_kwargs
-from common.errors import UserError
+from common.environments import tabular
 from common.evaluation import report_measure
 from common.maps import draw_values
 from common.metrics import read_metrics
@@ -130,11 +129,10 @@ def exact_values(policy: np.ndarray, model: Any, gamma: float) -> tuple[np.ndarr
     """v, [S], and q, [S, A], of a policy, [S, A], by solving (4); `model` as `tabular_model`'s."""
     transition = np.einsum("sa,sat->st", policy, model.transition)  # [S, S]
     reward = (policy * model.reward).sum(axis=1)  # [S]
-    try:
-        v = np.linalg.solve(np.eye(len(policy)) - gamma * transition, reward)
-    except np.linalg.LinAlgError:
-        message = "from some states no episode ever ends; use --gamma 0.99"
-        raise UserError(f"--gamma {gamma:g}: {message}") from None
+    known = tabular.settled_states(transition, model.start, gamma)  # [S]; elsewhere v is not needed
+    v = np.zeros(len(policy))
+    matrix = np.eye(known.sum()) - gamma * transition[np.ix_(known, known)]
+    v[known] = np.linalg.solve(matrix, reward[known])
     return v, model.reward + gamma * model.transition @ v  # (4)
 
 
@@ -147,10 +145,10 @@ def errors(values: np.ndarray, exact: np.ndarray, N: np.ndarray) -> dict[str, fl
 
 def train(config: Config) -> Result:
     """Predicts V and Q of a policy; see `Config` for everything that can be set."""
-    env, num_states, num_actions = make_tabular_env(config.env_id, **env_kwargs(config))
+    env, num_states, num_actions = tabular.make_tabular_env(config.env_id, **env_kwargs(config))
     policy = policy_to_predict(config, env, num_states, num_actions)
     cumulative = policy.cumsum(axis=1).round(12).tolist()  # ends with 1.0
-    model = tabular_model(env, config.env_id) if has_model(env) else None
+    model = tabular.tabular_model(env, config.env_id) if tabular.has_model(env) else None
     exact = None if model is None else exact_values(policy, model, config.gamma)
     run = Run(config, __file__)
     rng = np.random.default_rng([config.seed, 1])
@@ -192,7 +190,7 @@ def train(config: Config) -> Result:
 
 def env_kwargs(config: Config) -> dict[str, Any]:
     """Arguments of the environment's constructor."""
-    return toy_text_kwargs(config.env_id, config.map, config.slippery)
+    return tabular.toy_text_kwargs(config.env_id, config.map, config.slippery)
 
 
 def draw(run_dir: Path, config: Config, env: Any, tables: dict[str, np.ndarray], v: Any) -> None:

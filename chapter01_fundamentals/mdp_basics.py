@@ -68,9 +68,8 @@ class Config(RunConfig):
     map: str = "SHH/FFF/HHG"  # FrozenLake-v1 only: rows of S, F, H, G joined by "/"
     success_rate: float = 0.8  # FrozenLake only: probability of going straight, not sideways
     rewards: tuple[float, float, float] = (1.0, -1.0, -0.04)  # FrozenLake only: goal, hole, other
-    # an action number for each state, or: random; the default is for nine states, else random
-    policy: str = "100/221/000"
-    num_episodes: int = 1_000  # to simulate for each action in each state
+    policy: str = "100/221/000"  # action of each state, or: random (default if not nine states)
+    num_episodes: int = 1_000  # to simulate for each action in each state, at least 2
 
 
 def read_policy(config: Config, states: int, actions: int) -> np.ndarray:
@@ -121,6 +120,8 @@ def play(
 def train(config: Config) -> Result:
     """Computes, then simulates; see `Config` for everything that can be set."""
     check_config(config)
+    if config.num_episodes == 1:
+        raise UserError("--num-episodes 1: must be at least 2, or there is no standard error")
     env = make_env(config.env_id, max_episode_steps=-1, **env_kwargs(config))  # no time limit
     model = tabular_model(env, config.env_id)
     start, _ = env.reset(seed=reset_seed(config.seed, 2))
@@ -131,10 +132,9 @@ def train(config: Config) -> Result:
     E_pi = np.einsum("sa,sat->st", policy, read_endings(env, model.reward.shape))  # [S, S]
     r_pi = (policy * model.reward).sum(axis=1)  # [S] (4)
     walks = np.linalg.matrix_power(P_pi, 2**20).sum(axis=1)  # [S]: still after a million steps
+    endless = f"--policy {config.policy}: never ends from state {walks.argmax()}; try random"
     if walks.max() > 0.5:
-        raise UserError(
-            f"--policy {config.policy}: never ends from state {walks.argmax()}; try random"
-        )
+        raise UserError(endless)
     run = Run(config, __file__)
     rng = np.random.default_rng([config.seed, 2])
     states, sample = play(env, rng.choice(len(policy[0]), p=policy[start]), policy, rng)

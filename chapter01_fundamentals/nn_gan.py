@@ -58,7 +58,8 @@ from typing import NamedTuple
 from common import plots
 from common.cli import command, parse
 from common.compiled import compiled
-from common.config import RunConfig
+from common.config import RunConfig, check_config
+from common.errors import UserError
 from common.evaluation import report_measure
 from common.metrics import read_metrics
 from common.run import Result, Run
@@ -82,7 +83,7 @@ class Config(RunConfig):
 
     seed: int = 0  # of everything random
     num_steps: int = 5_000  # gradient steps of each network
-    steps_per_call: int = 50  # of them in one call into TensorFlow
+    steps_per_call: int = 50  # of them in one call into TensorFlow; divides num_steps
     batch_size: int = 128  # B, real and generated points per gradient step
     learning_rate: float = 1e-3  # α, step size of Adam, both networks
     beta1: float = 0.5  # β₁ of Adam: how slowly its mean gradient forgets
@@ -163,6 +164,12 @@ def modes_covered(share: np.ndarray) -> int:
 
 def train(config: Config) -> Result:
     """Trains both networks; see `Config` for everything that can be set."""
+    check_config(config)
+    if config.num_steps % config.steps_per_call:
+        raise UserError(
+            f"--steps-per-call {config.steps_per_call}: must divide --num-steps "
+            f"({config.num_steps}); 1 always does"
+        )
     run = Run(config, __file__)
     keras.utils.set_random_seed(config.seed)
     generator = build_network(config.latent_size, config.hidden_units, 2)

@@ -63,7 +63,12 @@ from common import plots
 from common.checkpoint import restore_latest
 from common.cli import command, parse
 from common.config import RunConfig
-from common.environments.tabular import exact_facts, make_tabular_env, toy_text_kwargs
+from common.environments.tabular import (
+    exact_facts,
+    make_tabular_env,
+    start_distribution,
+    toy_text_kwargs,
+)
 from common.evaluation import report
 from common.maps import draw_values
 from common.run import Policy, Result, Run
@@ -106,6 +111,7 @@ def train(config: Config) -> Result:
     """Runs double Q-learning; see `Config` for everything that can be set."""
     env, num_states, num_actions = make_tabular_env(config.env_id, **env_kwargs(config))
     run = Run(config, __file__)
+    shares = biased_moves(config)  # first, so that too many runs are refused before training
     rng = np.random.default_rng([config.seed, 1])
     Q1, Q2 = np.zeros((2, num_states, num_actions))  # NEW: two tables
     run.track(Q1=Q1, Q2=Q2, rng=rng)
@@ -132,13 +138,16 @@ def train(config: Config) -> Result:
     np.savez(run.run_dir / "tables.npz", V=V, Q=Q, policy=policy, Q1=Q1, Q2=Q2)
     title = f"Double Q-learning: {config.env_id}, {config.num_episodes:,} episodes"
     draw_values(run.run_dir / "values.png", env, config.env_id, V, policy, title)
-    facts = exact_facts(env, config.env_id, policy)
+    facts: dict[str, float | None] = {
+        "value_start": float(start_distribution(env, config.env_id, config.seed) @ V)
+    }
+    facts |= exact_facts(env, config.env_id, policy)
     slips = config.end_epsilon / num_actions  # probability of each action that is not greedy
     exploring = slips + (1.0 - config.end_epsilon) * np.eye(num_actions)[policy]  # π(a|s), [S, A]
-    for value in exact_facts(env, config.env_id, exploring).values():
-        facts["exact_return_exploring"] = value
-    if config.bias_runs:
-        facts |= draw_bias(run.run_dir / "maximization_bias.png", config)
+    facts |= exact_facts(env, config.env_id, exploring, "exact_return_exploring")
+    if shares:
+        facts |= {f"left_moves_{name}": share[-1] for name, share in shares.items()}
+        draw_bias(run.run_dir / "maximization_bias.png", config, shares)
     return run.finish(lambda state: policy[state], facts)
 
 
@@ -186,20 +195,25 @@ def left_moves(num_tables: int, num_runs: int, rng: np.random.Generator) -> np.n
     return share
 
 
-def draw_bias(path: Path, config: Config) -> dict[str, float | None]:
-    """Draws the share of left moves of both methods; returns their last values."""
-    facts: dict[str, float | None] = {}
+def biased_moves(config: Config) -> dict[str, np.ndarray]:
+    """Shares of left moves, [300], of both methods; nothing with `--bias-runs 0`."""
+    shares = {}
+    for num_tables, name in enumerate(("q_learning", "double_q_learning"), start=1):
+        rng = np.random.default_rng([config.seed, 1 + num_tables])
+        if config.bias_runs:
+            shares[name] = left_moves(num_tables, config.bias_runs, rng)
+    return shares
+
+
+def draw_bias(path: Path, config: Config, shares: dict[str, np.ndarray]) -> None:
+    """Draws the shares of left moves of both methods."""
     with plots.figure(path) as [axes]:
-        for num_tables, name in enumerate(("Q-learning", "double Q-learning"), start=1):
-            rng = np.random.default_rng([config.seed, 1 + num_tables])
-            share = left_moves(num_tables, config.bias_runs, rng)
+        for share, name in zip(shares.values(), ("Q-learning", "double Q-learning"), strict=True):
             axes.plot(np.arange(1, len(share) + 1), 100 * share, label=name)
-            facts[f"left_moves_{name.replace(' ', '_').replace('-', '_').lower()}"] = share[-1]
         axes.axhline(5.0, color=plots.GREY, linestyle="--", label="exploration alone: ε / 2")
         axes.set(xlabel="episodes", ylabel="runs that go left in A [%]", ylim=(0, 100))
         axes.set_title(f"Left is a mistake: maximization bias, mean of {config.bias_runs:,} runs")
         axes.legend()
-    return facts
 
 
 @command

@@ -53,7 +53,12 @@ from typing import Any
 from common.checkpoint import restore_latest
 from common.cli import command, parse
 from common.config import RunConfig
-from common.environments.tabular import exact_facts, make_tabular_env, toy_text_kwargs
+from common.environments.tabular import (
+    exact_facts,
+    make_tabular_env,
+    start_distribution,
+    toy_text_kwargs,
+)
 from common.evaluation import report
 from common.maps import draw_values
 from common.run import Policy, Result, Run
@@ -119,11 +124,13 @@ def train(config: Config) -> Result:
     np.savez(run.run_dir / "tables.npz", V=V, Q=Q, policy=policy)
     title = f"SARSA: {config.env_id}, {config.num_episodes:,} episodes"
     draw_values(run.run_dir / "values.png", env, config.env_id, V, policy, title)
-    facts = exact_facts(env, config.env_id, policy)
+    facts: dict[str, float | None] = {
+        "value_start": float(start_distribution(env, config.env_id, config.seed) @ V)
+    }
+    facts |= exact_facts(env, config.env_id, policy)
     slips = config.end_epsilon / num_actions  # probability of each action that is not greedy
     exploring = slips + (1.0 - config.end_epsilon) * np.eye(num_actions)[policy]  # π(a|s), [S, A]
-    for value in exact_facts(env, config.env_id, exploring).values():
-        facts["exact_return_exploring"] = value
+    facts |= exact_facts(env, config.env_id, exploring, "exact_return_exploring")
     return run.finish(lambda state: policy[state], facts)
 
 

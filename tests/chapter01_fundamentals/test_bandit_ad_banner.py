@@ -1,5 +1,6 @@
 """Advertisement banners: one log of clicks for all, A/B tests of every length, clicks lost."""
 
+from chapter01_fundamentals import bandit_ad_banner as script
 from chapter01_fundamentals.bandit_ad_banner import (
     KEYS,
     NAMES,
@@ -9,6 +10,7 @@ from chapter01_fundamentals.bandit_ad_banner import (
     argmax,
     bandit,
     click_log,
+    facts,
     softmax,
     train,
 )
@@ -123,6 +125,28 @@ def test_the_ab_test_is_one_of_all_lengths(tmp_path):
     np.testing.assert_allclose(losses[-1], 1000 * 0.25)  # all visitors: it is no test any more
 
 
+def test_facts_of_the_best_ab_test():
+    """100 lengths of a test of 2,000 visitors, two logs; that of 20 hundredths is the best."""
+    tests = np.tile(np.linspace(50.0, 149.0, 100)[:, None], (1, 2))
+    tests[19] = [10.0, 30.0]
+    found = facts(Config(num_visitors=2_000), np.array([[90.0, 110.0]] + [[40.0, 60.0]] * 4), tests)
+    assert found["visitors_in_best_ab_test"] == 400.0
+    assert found["clicks_lost_best_ab_test"] == 20.0
+    assert found["relative_regret_of_the_worst_bandit"] == 0.5
+
+
+def test_pictures_show_the_last_visitor(tmp_path, monkeypatch):
+    """209 visitors make points every second visitor; the last one is none of them."""
+    shown = []
+    monkeypatch.setattr(script, "draw", lambda *args: shown.append(args))
+    saved = tables(train(Config(**SMALL | {"num_visitors": 209}, run_dir=str(tmp_path))))
+    [(_, _, visitors, curves, lost, tests)] = shown
+    assert visitors[-1] == 208
+    np.testing.assert_array_equal(lost, saved["lost"])
+    assert (lost.sum(axis=1) > curves[-1].sum(axis=1)).any()
+    assert tests.shape == (100, 7)
+
+
 # --- The bandits ------------------------------------------------------------------------------
 
 
@@ -167,17 +191,17 @@ def test_bandits_lose_less_than_the_ab_test(tmp_path):
         run_dir=str(tmp_path),
     )
     result = train(config)
-    facts, saved = result.facts, tables(result)
-    assert facts["relative_regret_of_the_worst_bandit"] < 1.0
-    assert facts["clicks_lost_thompson_sampling"] < facts["clicks_lost_best_ab_test"]
+    found, saved = result.facts, tables(result)
+    assert found["relative_regret_of_the_worst_bandit"] < 1.0
+    assert found["clicks_lost_thompson_sampling"] < found["clicks_lost_best_ab_test"]
     for i, key in enumerate(KEYS):
-        assert facts[f"clicks_lost_{key}"] == pytest.approx(saved["lost"][i].mean())
-        assert facts[f"money_lost_{key}"] == pytest.approx(0.5 * saved["lost"][i].mean())
-    worst = max(facts[f"clicks_lost_{key}"] for key in KEYS[1:])
-    relative = worst / facts["clicks_lost_ab_test"]
-    assert facts["relative_regret_of_the_worst_bandit"] == pytest.approx(relative)
+        assert found[f"clicks_lost_{key}"] == pytest.approx(saved["lost"][i].mean())
+        assert found[f"money_lost_{key}"] == pytest.approx(0.5 * saved["lost"][i].mean())
+    worst = max(found[f"clicks_lost_{key}"] for key in KEYS[1:])
+    relative = worst / found["clicks_lost_ab_test"]
+    assert found["relative_regret_of_the_worst_bandit"] == pytest.approx(relative)
     better = (saved["lost"][4] < saved["lost"][0]).mean()
-    assert facts["logs_better_than_ab_test_thompson_sampling"] == better > 0.9
+    assert found["logs_better_than_ab_test_thompson_sampling"] == better > 0.9
     metrics = read_metrics(tmp_path)
     np.testing.assert_array_equal(metrics["step"], np.arange(25, 5001, 25))
     for i, key in enumerate(KEYS):
@@ -190,10 +214,10 @@ def test_bandits_lose_less_than_the_ab_test(tmp_path):
 @pytest.mark.learning
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_target(tmp_path, seed):
-    facts = train(Config(seed=seed, run_dir=str(tmp_path))).facts
-    assert facts["relative_regret_of_the_worst_bandit"] < 1.0
+    found = train(Config(seed=seed, run_dir=str(tmp_path))).facts
+    assert found["relative_regret_of_the_worst_bandit"] < 1.0
     for key in ("softmax", "ucb", "thompson_sampling"):
-        assert facts[f"clicks_lost_{key}"] < facts["clicks_lost_best_ab_test"]
+        assert found[f"clicks_lost_{key}"] < found["clicks_lost_best_ab_test"]
 
 
 def test_few_visitors_and_one_log(tmp_path):

@@ -211,6 +211,47 @@ def test_the_regret_of_a_single_artwork_is_that_of_the_kiss(tmp_path):
     np.testing.assert_allclose(saved["regret"][4], lost)
 
 
+def test_every_bandit_learns_from_its_own_choices(tmp_path, monkeypatch):
+    """The same decisions, made again with a posterior and counts for each bandit."""
+    shown = []
+    monkeypatch.setattr(script, "draw", lambda *args: shown.append(args))
+    config = Config(
+        num_users=150, num_runs=6, ridge=0.5, posterior_scale=0.7, ucb_confidence=0.6,
+        confidence=0.8, run_dir=str(tmp_path),
+    )  # fmt: skip
+    saved = tables(train(config))
+    rng, users = (np.random.default_rng([config.seed, k]) for k in (1, 2))
+    runs, regret, choices = np.arange(6), np.zeros((6, 6)), np.zeros((6, 4, 8))
+    first, second = ((np.tile(np.eye(16) / 0.5, (6, 1, 1)), np.zeros((6, 16))) for _ in range(2))
+    clicks, times = np.zeros((2, 6, 8)), np.zeros((2, 6, 8))
+    for t in range(1, 151):
+        user = users.dirichlet(np.full(4, config.concentration), 6)
+        chance = user @ TASTE @ ARTWORK.T
+        clicked = users.random((6, 8)) < chance
+        x = features(user, ARTWORK)
+        theta = draw_theta(*second, 0.7, rng)
+        arms = [
+            linucb(*first, x, 0.8),
+            np.array([(x[n] @ theta[n]).argmax() for n in range(6)]),
+            ucb(clicks[0], times[0], t, 0.6),
+            rng.beta(1 + clicks[1], 1 + times[1] - clicks[1]).argmax(axis=1),
+            np.full(6, list(script.ARTWORKS).index("kiss")),
+            chance.argmax(axis=1),
+        ]
+        for i, arm in enumerate(arms):
+            click = clicked[runs, arm].astype(float)
+            if i < 2:
+                learn(*(first, second)[i], x[runs, arm], click)
+            elif i < 4:
+                clicks[i - 2, runs, arm] += click
+                times[i - 2, runs, arm] += 1
+            regret[i] += chance.max(axis=1) - chance[runs, arm]
+            if t > 120:  # the last fifth
+                np.add.at(choices[i], (user.argmax(axis=1), arm), 1)
+    np.testing.assert_allclose(saved["regret"], regret, rtol=1e-9, atol=1e-12)
+    np.testing.assert_array_equal(shown[0][-1], choices)
+
+
 def test_artworks_without_features_are_learned_one_by_one(tmp_path):
     flags = {"num_users": 1500, "num_runs": 10}
     runs = [
@@ -229,6 +270,11 @@ def test_artworks_without_features_are_learned_one_by_one(tmp_path):
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_target(tmp_path, seed):
     assert train(Config(seed=seed, run_dir=str(tmp_path))).facts["relative_regret"] < 0.2
+
+
+def test_the_smallest_ridge(tmp_path):
+    result = train(Config(num_users=400, num_runs=3, ridge=1e-8, run_dir=str(tmp_path)))
+    assert 0.0 < result.facts["regret_linear_thompson"] < result.facts["regret_best_single_artwork"]
 
 
 def test_a_huge_ridge_keeps_theta_at_zero(tmp_path):
@@ -252,7 +298,9 @@ def test_viewers_of_one_genre_only_or_all_alike(tmp_path, concentration):
     [
         ("--num-users 0", "--num-users 0: must be at least 1"),
         ("--num-runs 0", "--num-runs 0: must be at least 1"),
-        ("--ridge 0", "--ridge 0.0: must be greater than 0"),
+        ("--ridge 0", "--ridge 0.0: must be at least 1e-8"),
+        ("--ridge 1e-20", "--ridge 1e-20: must be at least 1e-8"),
+        ("--ridge 1e-310", "--ridge 1e-310: must be at least 1e-8"),
         ("--concentration 0", "--concentration 0.0: must be greater than 0"),
         ("--confidence -1", "--confidence -1.0: must be 0 or more"),
         ("--ucb-confidence -1", "--ucb-confidence -1.0: must be 0 or more"),
@@ -268,7 +316,7 @@ def test_bad_input(command_line, tmp_path, flags, message):
 
 
 def test_more_runs_than_memory_end_in_one_sentence(tmp_path, command_line):
-    status, out, err = command_line(
+    status, _, err = command_line(
         "bandit_contextual", "--num-runs", 10**12, "--run-dir", tmp_path / "run"
     )
     assert status == 2

@@ -65,6 +65,30 @@ def test_gaussian_posterior(scale, shift):
     np.testing.assert_allclose(standard.std(axis=0), 1.0, atol=4 / np.sqrt(200_000))
 
 
+@pytest.mark.parametrize("prior_std", [1e-200, 1e-300, 1e200, 1e300])
+def test_priors_of_any_width(prior_std):
+    """Infinitely narrow: the prior mean; infinitely wide: mean and error of the rewards."""
+    counts, total = np.tile([0.0, 4.0], (50_000, 1)), np.tile([0.0, 20.0], (50_000, 1))
+    config = Config(prior_mean=2.0, prior_std=prior_std, sigma=3.0)
+    draws = draw_gaussian(counts, total, config, np.random.default_rng(0))
+    assert np.isfinite(draws).all()
+    if prior_std < 1.0:
+        np.testing.assert_array_equal(draws, 2.0)
+        return
+    assert draws[:, 1].mean() == pytest.approx(5.0, abs=4 * 1.5 / np.sqrt(50_000))
+    assert draws[:, 1].std() == pytest.approx(1.5, rel=0.02)
+    assert (draws[:, 0] / prior_std).std() == pytest.approx(1.0, rel=0.02)
+
+
+def test_priors_that_are_lost_in_rounding():
+    """N - S is taken before β is added: 1e-17 + 20 - 20 would be 0, and no Beta distribution."""
+    config = Config(prior_beta=1e-17)
+    draws = draw_beta(
+        np.full((9, 1), 20.0), np.full((9, 1), 20.0), config, np.random.default_rng(0)
+    )
+    assert (draws > 0.99).all()
+
+
 def test_a_trial_of_the_reward():
     rng = np.random.default_rng(0)
     sure = np.array([0.0, 1.0] * 500)

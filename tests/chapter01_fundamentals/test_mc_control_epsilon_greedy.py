@@ -109,7 +109,8 @@ def test_share_of_random_actions(tmp_path, start, end, share):
     assert result.policy(np.zeros(4, int)).tolist() == [2, 2, 2, 2]
     returns = read_metrics(tmp_path)["charts/episode_return"]
     assert returns.mean() == pytest.approx(saved["N"][0] @ [0, 1, 2] / 4_000)
-    assert "exact_return" not in result.facts  # no table to compute it from
+    # No table to compute an exact return from; the start is the only state.
+    assert result.facts == {"value_start": saved["V"][0]}
 
 
 def test_constant_step_size(tmp_path):
@@ -152,6 +153,7 @@ def test_blackjack(tmp_path):
     best = optimal_q(model)
     assert result.facts["exact_return"] > -0.1
     assert result.facts["exact_return"] == exact_return(saved["policy"], model)
+    assert result.facts["value_start"] == model.start @ saved["Q"].max(axis=1)
     metrics = read_metrics(tmp_path)
     assert np.nanmax(metrics["train/exact_return"]) < -0.0465  # nothing beats the optimum
     # Hard 12 and more, which are frequent: no error where it would cost half a stake.
@@ -171,7 +173,7 @@ def test_by_command_line(tmp_path, command_line):
         --start-epsilon 1 --end-epsilon 0.2 --eval-episodes 3""".split()
     status, out, err = command_line("mc_control_epsilon_greedy", *flags, "--run-dir", tmp_path)
     assert status == 0, err
-    assert out.splitlines()[-1].startswith("solved: mean return 1.000")
+    assert out.splitlines()[-1].startswith("solved: exact return 1 (target 0.7); mean return 1.000")
 
 
 @pytest.mark.parametrize(

@@ -195,6 +195,13 @@ class Corridor(gym.Env):
         return 1, 1.0 - 2.0 * action, True, False, {}
 
 
+class MirroredCorridor(Corridor):
+    """The better action is 1, not the one that the first policy takes."""
+
+    def step(self, action):
+        return super().step(1 - action)
+
+
 class Treadmill(gym.Env):
     """One state, one action, reward 2 for ever; only a time limit ends episodes."""
 
@@ -211,9 +218,11 @@ class Treadmill(gym.Env):
 @pytest.fixture
 def registered():
     gym.register("Corridor-v0", Corridor)
+    gym.register("MirroredCorridor-v0", MirroredCorridor)
     gym.register("Treadmill-v0", Treadmill)
     yield
-    del gym.registry["Corridor-v0"], gym.registry["Treadmill-v0"]
+    for name in ("Corridor-v0", "MirroredCorridor-v0", "Treadmill-v0"):
+        del gym.registry[name]
 
 
 @pytest.mark.parametrize("epsilon", [1.0, 0.5])
@@ -244,9 +253,26 @@ def test_weights_in_a_corridor(tmp_path, registered, epsilon, weighted):
         assert C[0].sum() == 800
         assert Q[0] @ C[0] == pytest.approx(0.5 * C[1, 0] / best)
     assert result.policy(np.array([1, 1])).tolist() == [0, 0]
-    assert "exact_return" not in result.facts
+    assert result.facts == {"value_start": Q[0].max()}
     behavior = read_metrics(tmp_path)["train/behavior_return"]
     assert behavior.mean() == pytest.approx((C[1, 0] - C[1, 1]) / 800)
+
+
+@pytest.mark.parametrize("seed", range(4))  # the first game ends well with two of them
+def test_weights_are_those_of_the_policy_as_it_is_now(tmp_path, registered, seed):
+    """π changes in the first game, and the weight of its first step is that of the new π."""
+    config = Config(env_id="MirroredCorridor-v0", num_episodes=5, seed=seed, run_dir=str(tmp_path))
+    script.train(config)
+    saved = tables(tmp_path)
+    assert saved["C"][0].sum() == 2 * saved["C"][1, 1]  # 1 / b = 2 for each game that ended well
+
+
+def test_absurd_numbers_of_runs_are_refused_before_training(tmp_path, command_line):
+    flags = ["--num-runs", 10**11, "--run-dir", tmp_path / "run"]
+    status, _, err = command_line("mc_control_off_policy", *flags)
+    assert status == 2
+    assert err.startswith("error: not enough memory")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("weighted", [True, False])
@@ -279,6 +305,7 @@ def test_blackjack(tmp_path):
         V = best.max(axis=1)
     assert result.facts["exact_return"] > -0.08
     assert result.facts["exact_return"] == exact_return(saved["policy"], model)
+    assert result.facts["value_start"] == model.start @ saved["Q"].max(axis=1)
     # Hard 12 and more, which are frequent: no error where it would cost half a stake.
     clear = np.abs(best[:, 0] - best[:, 1]).reshape(32, 11, 2)
     clear[:12], clear[:, :, 1] = 0.0, 0.0
@@ -299,7 +326,7 @@ def test_by_command_line(tmp_path, command_line):
         --epsilon 0.5 --eval-episodes 3""".split()
     status, out, err = command_line("mc_control_off_policy", *flags, "--run-dir", tmp_path)
     assert status == 0, err
-    assert out.splitlines()[-1].startswith("solved: mean return 1.000")
+    assert out.splitlines()[-1].startswith("solved: exact return 1 (target 0.7); mean return 1.000")
 
 
 @pytest.mark.parametrize(

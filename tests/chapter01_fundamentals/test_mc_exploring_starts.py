@@ -1,5 +1,6 @@
 """Exploring starts: that they are where they should be, uniform, and lead to the best policy."""
 
+import json
 from typing import ClassVar
 
 from chapter01_fundamentals import mc_exploring_starts as script
@@ -139,6 +140,26 @@ class OneStep(gym.Env):
         return self.s, reward, terminated, False, {}
 
 
+class Ring(gym.Env):
+    """Keeps its state in `s` but has no table: 0 to 4, one step on or two; past 4 it ends, for 1.
+
+    States 5 to 9 are never entered, and nothing is known of them.
+    """
+
+    observation_space, action_space = Discrete(10), Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.s = 0
+        return self.s, {}
+
+    def step(self, action):
+        assert self.s < 5
+        self.s += 1 + action
+        ended = self.s > 4
+        return min(self.s, 5), float(ended), ended, False, {}
+
+
 class HiddenState(OneStep):
     """Says what its table is, but not where it is."""
 
@@ -159,6 +180,7 @@ class Treadmill(OneStep):
 @pytest.fixture
 def registered():
     classes = {"OneStep-v0": OneStep, "HiddenState-v0": HiddenState, "Treadmill-v0": Treadmill}
+    classes |= {"Ring-v0": Ring}
     for name, kind in classes.items():
         gym.register(name, kind)
     yield
@@ -175,6 +197,19 @@ def test_starts_are_uniform_over_pairs(tmp_path, registered):
     assert saved["policy"][:3].tolist() == [0, 1, 2]
     assert result.facts["exact_return"] == pytest.approx(3 / 5)
     assert result.facts["fewest_visits_of_a_pair"] == saved["N"].min()
+
+
+def test_without_a_table_starts_are_the_states_that_were_met(tmp_path, registered):
+    config = Config(env_id="Ring-v0", gamma=0.5, num_episodes=4_000, run_dir=str(tmp_path))
+    result = script.train(config)
+    saved = tables(tmp_path)
+    assert saved["N"][:5].min() > 200  # 10 pairs, 400 starts each once all states were met
+    assert saved["N"][5:].sum() == 0
+    np.testing.assert_allclose(saved["V"][:5], [0.25, 0.5, 0.5, 1.0, 1.0], atol=0.02)
+    assert result.facts["value_start"] == saved["V"][0]
+    assert result.facts["fewest_visits_of_a_pair"] == saved["N"][:5].min()
+    assert "exact_return" not in result.facts
+    assert (tmp_path / "learning_curve.png").stat().st_size > 10_000
 
 
 # --- Learning ---------------------------------------------------------------------------------
@@ -194,6 +229,7 @@ def test_blackjack(tmp_path):
     saved, best = tables(tmp_path), optimal_q(model)
     assert result.facts["exact_return"] > -0.07
     assert result.facts["exact_return"] == exact_return(saved["policy"], model)
+    assert result.facts["value_start"] == model.start @ saved["V"]
     curve = read_metrics(tmp_path)["train/exact_return"]
     assert curve[-1] == pytest.approx(result.facts["exact_return"], rel=1e-6)
     reached = reachable_states(model)
@@ -236,8 +272,8 @@ def test_a_time_limit_is_not_the_end(tmp_path, registered):
 
 def test_states_that_cannot_be_set(tmp_path, registered):
     for env_id, message in (
-        ("HiddenState-v0", "its state cannot be set"),
-        ("known_values:Chain-v0", "no transition table"),
+        ("HiddenState-v0", "episodes must begin in any state, but its state cannot be set"),
+        ("known_values:Chain-v0", "episodes must begin in any state, but its state cannot be set"),
     ):
         with pytest.raises(UserError, match=f"--env-id {env_id}: {message}"):
             script.train(Config(env_id=env_id, run_dir=str(tmp_path / "run")))
@@ -248,11 +284,18 @@ def test_by_command_line(tmp_path, command_line):
     flags = ["--num-episodes", 60, "--run-dir", tmp_path / "a"]
     status, out, err = command_line("mc_exploring_starts", *flags)
     assert status == 0, err
-    assert out.splitlines()[-1].startswith("not solved: exact return -0.")
+    verdict = out.splitlines()[-1]
+    assert verdict.startswith("not solved: exact return -0.")
+    assert " (target -0.055); mean return -0." in verdict
+    assert verdict.endswith(" over 1000 episodes")
+    evaluation = json.loads((tmp_path / "a" / "evaluation.json").read_text())
+    assert len(evaluation["returns"]) == evaluation["episodes"] == 1000
+    assert evaluation["mean_return"] == pytest.approx(np.mean(evaluation["returns"]))
+    assert evaluation["mean_return"] == pytest.approx(evaluation["exact_return"], abs=4 / 1000**0.5)
     flags = "--env-id FrozenLake-v1 --no-slippery --num-episodes 600 --gamma 0.9 --eval-episodes 3"
     run_dir = tmp_path / "b"
     status, out, err = command_line("mc_exploring_starts", *flags.split(), "--run-dir", run_dir)
-    assert out.splitlines()[-1].startswith("solved: mean return 1.000")
+    assert out.splitlines()[-1].startswith("solved: exact return 1 (target 0.7); mean return 1.000")
     status, _, err = command_line("mc_exploring_starts", "--env-id", "CartPole-v1")
     assert status == 2
     assert "--env-id CartPole-v1: states are Box" in err

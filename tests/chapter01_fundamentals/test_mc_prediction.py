@@ -12,7 +12,7 @@ from chapter01_fundamentals.mc_prediction import (
     policy_to_predict,
     reward_to_go,
 )
-from common.environments.tabular import make_tabular_env, tabular_model
+from common.environments.tabular import Model, make_tabular_env, tabular_model
 from common.errors import UserError
 from common.metrics import read_metrics
 
@@ -278,9 +278,24 @@ def test_reports_by_command_line(tmp_path, treadmills, command_line):
 
 
 def test_values_that_do_not_exist(tmp_path, treadmills):
-    with pytest.raises(UserError, match="--gamma 1: from some states no episode ever ends"):
+    with pytest.raises(UserError, match=r"--gamma 1\.0: must be below 1, for the policy"):
         script.train(Config(env_id="TableTreadmill-v0", run_dir=str(tmp_path / "run")))
     assert not (tmp_path / "run").exists()
+
+
+def test_traps_that_no_episode_comes_to_do_no_harm():
+    """State 0 ends with 3; 1 leads nowhere but to itself; 2 leads to 1 or ends with 5."""
+    transition = np.zeros((3, 1, 3))
+    transition[1, 0, 1], transition[2, 0, 1] = 1.0, 0.5
+    reward = np.array([[3.0], [7.0], [2.5]])
+    policy = np.ones((3, 1))
+    model = Model(transition, reward, np.array([1.0, 0.0, 0.0]))
+    assert exact_values(policy, model, 1.0)[0].tolist() == [3.0, 0.0, 0.0]  # 0: not known
+    for start in (1, 2):
+        with pytest.raises(UserError, match=f"--gamma 1.0: .* from state {start} "):
+            exact_values(policy, model._replace(start=np.eye(3)[start]), 1.0)
+    discounted = exact_values(policy, model._replace(start=np.eye(3)[2]), 0.5)[0]
+    np.testing.assert_allclose(discounted, [3.0, 14.0, 6.0])
 
 
 @pytest.mark.parametrize(

@@ -226,6 +226,8 @@ def test_policies_by_flag():
         ({"env_id": "CartPole-v1"}, r"--env-id CartPole-v1: no transition table"),
         ({"env_id": "Taxi-v4", "map": "SF/FG"}, r"only FrozenLake has maps"),
         ({"num_episodes": 0}, r"--num-episodes 0: must be at least 1"),
+        ({"num_episodes": 1}, r"--num-episodes 1: must be at least 2"),
+        ({"rewards": (float("nan"), 0.0, 0.0)}, r"--rewards nan 0.0 0.0: must be finite numbers"),
         ({"seed": -1}, r"--seed -1: must be 0 to 4294967295"),
     ],
 )

@@ -122,7 +122,8 @@ def test_the_walk_to_the_right(tmp_path, script):
     flags = {"num_episodes": 400, "alpha": 0.5, "gamma": 0.9, "start_epsilon": 1.0}
     result, tables = train(script, tmp_path, env_id=WALK5, end_epsilon=0.0, **flags)
     assert tables["policy"][1:-1].tolist() == [1] * 5
-    assert result.facts == {"exact_return": 1.0, "exact_return_exploring": 1.0}
+    expected = {"value_start": tables["V"][3], "exact_return": 1.0, "exact_return_exploring": 1.0}
+    assert result.facts == expected
     np.testing.assert_allclose(tables["V"][3:6], [0.81, 0.9, 1.0], atol=0.05)
     assert result.policy(np.array([1, 2, 3])).tolist() == [1, 1, 1]
 
@@ -151,6 +152,7 @@ def test_facts_are_what_the_model_says(tmp_path, script):
         exact_return(exploring, model, 100), abs=1e-12
     )
     np.testing.assert_array_equal(tables["V"], tables["Q"].max(axis=1))
+    assert result.facts["value_start"] == tables["V"][0]
     assert (tmp_path / "values.png").stat().st_size > 5_000
 
 

@@ -47,7 +47,7 @@ def test_the_picture_and_its_numbers(tmp_path):
 
 def test_without_the_picture(tmp_path):
     result, _ = train(tmp_path, num_episodes=5, max_steps=20)
-    assert set(result.facts) == {"exact_return", "exact_return_exploring"}
+    assert set(result.facts) == {"value_start", "exact_return", "exact_return_exploring"}
     assert not (tmp_path / "maximization_bias.png").exists()
 
 
@@ -115,6 +115,46 @@ def test_the_value_is_asked_of_the_other_table(tmp_path):
             assert asks[0] in (0.0, 2.0)
             heard += asks[0] == 2.0
     assert heard >= 4  # a quarter of the seeds, on average
+
+
+class Prizes(gym.Env):
+    """State 0 leads to state 1, where actions 0, 1, 2 end the episode with 1, 2, 3."""
+
+    observation_space, action_space = Discrete(2), Discrete(3)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.state = 0
+        return 0, {}
+
+    def step(self, action):
+        self.state, before = 1, self.state
+        return 1, before * (action + 1.0), before == 1, False, {}
+
+
+gym.register("TdDoublePrizes-v0", Prizes)
+
+
+def test_ties_in_the_next_state_are_broken_at_random(tmp_path):
+    """α = 1, two games. A table that knows of no prize asks the other about any action.
+
+    In the first game, one table learns one prize. If the other one moves in the second game's first
+    step, its row for state 1 is all zeros: if it happens to ask about that prize, it hears of it.
+    """
+    heard = set()
+    for seed in range(80):
+        flags = {"env_id": "TdDoublePrizes-v0", "num_episodes": 2, "alpha": 1.0, "seed": seed}
+        _, tables = train(tmp_path / str(seed), **flags)
+        heard |= {tables["Q1"][0].max(), tables["Q2"][0].max()}
+    assert heard == {0.0, 1.0, 2.0, 3.0}
+
+
+def test_absurd_numbers_of_runs_are_refused_before_training(tmp_path, command_line):
+    flags = ["--bias-runs", 10**14, "--run-dir", tmp_path / "run"]
+    status, _, err = command_line("td_double_q_learning", *flags)
+    assert status == 2
+    assert "error: not enough memory" in err
+    assert not (tmp_path / "run" / "checkpoints").exists()
 
 
 class Choice(gym.Env):

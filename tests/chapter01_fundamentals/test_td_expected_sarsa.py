@@ -35,6 +35,19 @@ def test_mean_of_what_sarsa_would_draw():
     assert mean_value(q, 0.4) == pytest.approx(np.mean(draws), abs=4 * np.std(draws) / 20_000**0.5)
 
 
+def test_the_mean_is_over_the_policy_of_this_episode(tmp_path, monkeypatch):
+    seen = []
+
+    def recorded(q, epsilon):
+        seen.append(round(epsilon, 12))
+        return mean_value(q, epsilon)
+
+    monkeypatch.setattr(td_expected_sarsa, "mean_value", recorded)
+    flags = {"env_id": "CliffWalking-v1", "num_episodes": 5, "max_steps": 3}
+    run(td_expected_sarsa, tmp_path, start_epsilon=1.0, end_epsilon=0.5, **flags)
+    assert seen == [epsilon for epsilon in (1.0, 0.9, 0.8, 0.7, 0.6) for _ in range(3)]
+
+
 def test_without_exploration_it_is_q_learning_step_for_step(tmp_path):
     flags = {"env_id": "Taxi-v4", "num_episodes": 80, "alpha": 0.3, "gamma": 0.95}
     tables = {}

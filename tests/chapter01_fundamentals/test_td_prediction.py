@@ -1,5 +1,7 @@
 """TD prediction against exact values, Sutton and Barto's figures and a second implementation."""
 
+import json
+
 from chapter01_fundamentals import td_prediction as script
 from chapter01_fundamentals.td_prediction import SWEEP_ALPHA, SWEEP_N, Config, exact_values, learn
 from common.environments import make_env
@@ -45,6 +47,7 @@ def test_error_on_the_short_walk(tmp_path, alpha, reference, long_run, tolerance
     assert curve[-1] == pytest.approx(error, rel=1e-6)
     assert 0.2 < curve[0] < 0.2357  # the error before the first episode
     assert result.facts["rms_error_mean"] == pytest.approx(curve.mean(), rel=1e-6)
+    assert result.facts["value_start"] == tables(result)["V"][3]
     # Visits of one episode depend on each other: a constant α leaves a bias of its own size.
     np.testing.assert_allclose(tables(result)["V"][1:-1], np.arange(1, 6) / 6, atol=alpha / 2)
 
@@ -247,6 +250,44 @@ def test_a_policy_of_ones_own(tmp_path):
     assert [step[4] for step in walk] == [False] * 4 + [True]
 
 
+class NoTable(Constant):
+    """Two states in turn, then the end; what an episode earns says its second state."""
+
+    observation_space = Discrete(3)
+
+    def __init__(self):
+        super().__init__()
+        del self.P
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.s = int(self.np_random.integers(2))
+        return self.s, {}
+
+    def step(self, action):
+        self.s, before = 2, self.s
+        return 2, float(before), before == 2, False, {}
+
+
+gym.register("TdPredictionNoTable-v0", NoTable)
+
+
+def test_without_a_table_values_are_learned_and_no_errors_told(tmp_path, command_line):
+    flags = ["--env-id", "TdPredictionNoTable-v0", "--num-episodes", 300, "--num-runs", 3]
+    flags += ["--alpha", 0.1, "--run-dir", tmp_path]
+    status, out, err = command_line("td_prediction", *flags)
+    assert status == 0, err
+    with np.load(tmp_path / "tables.npz") as stored:
+        V = stored["V"]
+        assert set(stored) == {"V", "policy"}
+    np.testing.assert_allclose(V, [2.0, 3.0, 2.0], atol=0.01)
+    evaluation = json.loads((tmp_path / "evaluation.json").read_text())
+    assert evaluation["value_start"] == pytest.approx(2.5, abs=0.07)  # both alike: 1,000 resets
+    assert not {"rms_error_last", "rms_error_mean"} & set(evaluation)
+    assert out.splitlines()[-1].startswith("finished: value_start 2.")
+    assert (tmp_path / "values.png").stat().st_size > 5_000
+
+
 def test_actions_are_drawn_from_the_policy():
     env, rng = make_env(WALK5), np.random.default_rng(1)
     policy = np.tile([0.2, 0.8], (7, 1))
@@ -261,6 +302,8 @@ def test_actions_are_drawn_from_the_policy():
         ({"policy": (0, 1)}, "--policy 0 1: must be 7 actions .0 to 1., one for each state"),
         ({"policy": (0, 1, 0, 1, 0, 1, 2)}, "--policy 0 1 0 1 0 1 2: must be 7 actions"),
         ({"env_id": "CliffWalking-v1", "policy": (0,) * 48}, "--gamma 1.0: must be below 1"),
+        # Slipping, it is a singular matrix but for rounding: 36 leads to 0 to 35, and back.
+        ({"env_id": "CliffWalkingSlippery-v1", "policy": (0,) * 48}, "--gamma 1.0: must be below"),
         ({"env_id": "CartPole-v1"}, "--env-id CartPole-v1: "),
         ({"n_step": 0}, "--n-step 0: must be at least 1"),
         ({"num_runs": 0}, "--num-runs 0: must be at least 1"),
