@@ -32,6 +32,15 @@ PONG = """--env-id ALE/Pong-v5 --num-envs 2 --total-timesteps 400 --checkpoint-e
     --learning-starts 20 --train-frequency 10 --gradient-steps 2 --batch-size 4 --buffer-size 200
     --target-frequency 50 --eval-episodes 1""".split()
 
+# CartPole and Pong for what prioritized replay and noisy layers have to remember.
+PRIORITIZED = """--env-id odd_environments:MortalCartPole-v0 --num-envs 4 --total-timesteps 1600
+    --checkpoint-every 600 --learning-starts 160 --train-frequency 40 --gradient-steps 2
+    --batch-size 16 --buffer-size 500 --hidden-sizes 16 --target-frequency 160
+    --eval-episodes 2""".split()
+RAINBOW = [*PRIORITIZED, "--num-atoms", "11", "--n-step", "3"]
+SMALL_PONG = [*PONG, "--frame-size", "42"]
+RAINBOW_PONG = [*SMALL_PONG, "--num-atoms", "11", "--v-min", "-2", "--v-max", "2", "--n-step", "3"]
+
 
 def start(script, *args, cwd, env=None, **options):
     """Starts a script by its key in SCRIPTS; the caller waits for it or kills it."""

@@ -1,7 +1,9 @@
 """The same seed gives the same metrics and the same evaluation, digit for digit."""
 
+from common import checkpoint
 from tests.processes import DQN, PPO, evaluation, finish, load, metrics, run_to_end, start
 
+import numpy as np
 import pytest
 
 
@@ -38,6 +40,7 @@ SMALL_DQN = {
     "batch_size": 8,
     "buffer_size": 200,
     "hidden_sizes": (16,),
+    "target_frequency": 1000,
 }
 SMALL_PPO = {
     "total_timesteps": 256,
@@ -49,7 +52,16 @@ SMALL_PPO = {
 }
 
 
-@pytest.mark.parametrize(("script", "settings"), [("dqn", SMALL_DQN), ("ppo", SMALL_PPO)])
+# Prioritized DQN and Rainbow are compared between processes in tests/test_resume.py.
+@pytest.mark.parametrize(
+    ("script", "settings"),
+    [
+        ("dqn", SMALL_DQN),
+        ("double_dqn", SMALL_DQN),
+        ("dueling_dqn", SMALL_DQN),
+        ("ppo", SMALL_PPO),
+    ],
+)
 def test_train_called_from_python(script, settings, tmp_path):
     """One process trains several times: what one run leaves behind must not reach the next.
 
@@ -67,3 +79,7 @@ def test_train_called_from_python(script, settings, tmp_path):
     assert first.total_timesteps == settings["total_timesteps"]
     assert metrics(first.run_dir) == metrics(again.run_dir)
     assert metrics(first.run_dir) != metrics(other.run_dir)
+    if script != "ppo":  # the target network stood still, so it is not the network that learned
+        with np.load(checkpoint.latest(first.run_dir)) as archive:
+            weights = [archive[f"{name}_network/000"] for name in ("q", "target")]
+        assert not np.array_equal(*weights)

@@ -4,11 +4,17 @@ import os
 import shutil
 import signal
 
+from common import checkpoint
 from tests.processes import (
     DQN,
     PENDULUM,
     PONG,
     PPO,
+    PRIORITIZED,
+    RAINBOW,
+    RAINBOW_PONG,
+    SMALL_PONG,
+    TIMEOUT,
     checkpoints,
     evaluation,
     finish,
@@ -20,6 +26,7 @@ from tests.processes import (
     wait_for,
 )
 
+import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -129,6 +136,50 @@ def test_dqn_on_an_atari_game_with_its_frame_buffer(uninterrupted, tmp_path):
     assert checkpoints(run_dir)[-1] < 400
     run_to_end("dqn", "--resume", run_dir, cwd=tmp_path)
     assert_same_run(run_dir, uninterrupted("pong"))
+
+
+def assert_same_checkpoint(run_dir, reference):
+    """Weights, optimizers, stored transitions and their priorities, states of all generators."""
+    with np.load(checkpoint.latest(run_dir)) as ours, np.load(checkpoint.latest(reference)) as same:
+        assert {"replay/leaves", "replay/surprise", "replay/draws"} <= set(ours.files)
+        assert set(ours.files) == set(same.files)
+        for name in set(ours.files) - {"meta"}:  # which tells the time
+            np.testing.assert_array_equal(ours[name], same[name], err_msg=name)
+        assert len(np.unique(ours["replay/leaves"])) > 50  # priorities, not one value for all
+
+
+@pytest.mark.parametrize(
+    ("script", "args"),
+    [("prioritized_dqn", [*PRIORITIZED, "--prioritization", "rank"]), ("rainbow", RAINBOW)],
+)
+def test_priorities_and_noise_survive_a_kill(script, args, tmp_path):
+    whole, run_dir = tmp_path / "whole", tmp_path / "run"
+    uninterrupted = start(script, *args, "--run-dir", whole, cwd=tmp_path)
+    run_until_killed(script, *args, "--run-dir", run_dir, cwd=tmp_path, at=1000)
+    assert checkpoints(run_dir) == [600]  # the buffer has wrapped around
+    run_to_end(script, "--resume", run_dir, cwd=tmp_path)
+    status, _, err = finish(uninterrupted)
+    assert status == 0, err
+    assert_same_run(run_dir, whole)
+    assert_same_checkpoint(run_dir, whole)
+
+
+@pytest.mark.parametrize(
+    ("script", "args"), [("prioritized_dqn", SMALL_PONG), ("rainbow", RAINBOW_PONG)]
+)
+def test_priorities_over_a_frame_buffer_survive_a_kill(script, args, tmp_path):
+    whole, run_dir = tmp_path / "whole", tmp_path / "run"
+    process = start(script, *args, "--run-dir", run_dir, cwd=tmp_path)
+    wait_for(lambda: checkpoints(run_dir)[-1:] >= [204], process, TIMEOUT)  # it wrapped around
+    process.kill()
+    assert finish(process)[0] == -signal.SIGKILL
+    assert checkpoints(run_dir)[-1] < 400
+    uninterrupted = start(script, *args, "--run-dir", whole, cwd=tmp_path)
+    run_to_end(script, "--resume", run_dir, cwd=tmp_path)
+    status, _, err = finish(uninterrupted)
+    assert status == 0, err
+    assert_same_run(run_dir, whole)
+    assert_same_checkpoint(run_dir, whole)
 
 
 def test_half_a_checkpoint_is_refused_and_deleting_it_helps(uninterrupted, tmp_path, command_line):

@@ -3,6 +3,7 @@
 CartPole, Pendulum and Pong by command line are trained in `tests/test_resume.py` already.
 """
 
+import dataclasses
 import json
 
 from common.metrics import read_metrics
@@ -47,6 +48,7 @@ PPO = """total_timesteps=64 num_envs=2 num_steps=8 num_epochs=1 minibatch_size=8
     ("script", "env_id", "settings"),
     [
         ("dqn", "Taxi-v4", DQN),  # Discrete observations
+        ("dueling_dqn", "ALE/Pong-v5", DQN + " frame_size=42"),  # images; XLA is off
         ("ppo", "FrozenLake-v1", PPO),
         ("ppo", "ALE/Pong-v5", PPO),  # images
     ],
@@ -58,16 +60,21 @@ def test_train_called_from_python(script, env_id, settings, tmp_path):
     result = module.train(config)
     rows = read_metrics(tmp_path / "run")
     assert rows["step"][-1] == result.total_timesteps == config.total_timesteps
-    loss = rows["train/loss" if script == "dqn" else "train/policy_loss"]
+    loss = rows["train/policy_loss" if script == "ppo" else "train/loss"]
     assert np.isfinite(loss[~np.isnan(loss)]).all()
     assert (~np.isnan(loss)).sum() >= 2
     # The policy that comes back plays one or many environments.
-    envs = module.make_envs(env_id, 3)
+    kwargs = module.env_kwargs(config) if hasattr(module, "env_kwargs") else {}
+    envs = module.make_envs(env_id, 3, **kwargs)
     state, _ = envs.reset(seed=0)
+    again = module.load_policy(
+        dataclasses.replace(config, run_dir="", resume=str(tmp_path / "run"))
+    )
     for n in (1, 3):
         actions = result.policy(state[:n])
         assert len(actions) == n
         assert all(envs.single_action_space.contains(action) for action in actions)
+        np.testing.assert_array_equal(again(state[:n]), actions)  # as `common.play` does it
     envs.close()
 
 

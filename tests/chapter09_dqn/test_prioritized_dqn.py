@@ -121,6 +121,7 @@ def test_beta_rises_to_1_over_the_run(tmp_path, monkeypatch):
     Watched.betas, Watched.weightless = [], False
     monkeypatch.setattr(prioritized_dqn, "PrioritizedReplay", Watched)
     settings = QUICK | {"total_timesteps": 1000, "num_envs": 5, "gradient_steps": 1}
+    settings |= {"target_frequency": 2000}
     config = Config(run_dir=str(tmp_path), **settings, start_beta=0.25, prioritization="rank")
     prioritized_dqn.train(config)
     metrics = read_metrics(tmp_path)
@@ -129,6 +130,9 @@ def test_beta_rises_to_1_over_the_run(tmp_path, monkeypatch):
     assert began[-1] == 995
     np.testing.assert_allclose(metrics["train/beta"][rows], 0.25 + 0.75 * began / 1000, atol=1e-6)
     np.testing.assert_allclose(Watched.betas, metrics["train/beta"][rows], atol=1e-6)
+    with np.load(latest(tmp_path)) as archive:  # never copied: the target network stood still
+        weights = [archive[f"{name}_network/000"] for name in ("q", "target")]
+    assert not np.array_equal(*weights)
 
 
 def test_without_weight_nothing_is_learned(tmp_path, monkeypatch):
