@@ -164,22 +164,30 @@ def test_priorities_and_noise_survive_a_kill(script, args, tmp_path):
     assert_same_checkpoint(run_dir, whole)
 
 
-@pytest.mark.parametrize(
-    ("script", "args"), [("prioritized_dqn", SMALL_PONG), ("rainbow", RAINBOW_PONG)]
-)
-def test_priorities_over_a_frame_buffer_survive_a_kill(script, args, tmp_path):
+def test_priorities_over_a_frame_buffer_survive_a_kill(tmp_path):
     whole, run_dir = tmp_path / "whole", tmp_path / "run"
-    process = start(script, *args, "--run-dir", run_dir, cwd=tmp_path)
+    process = start("prioritized_dqn", *SMALL_PONG, "--run-dir", run_dir, cwd=tmp_path)
     wait_for(lambda: checkpoints(run_dir)[-1:] >= [204], process, TIMEOUT)  # it wrapped around
     process.kill()
     assert finish(process)[0] == -signal.SIGKILL
     assert checkpoints(run_dir)[-1] < 400
-    uninterrupted = start(script, *args, "--run-dir", whole, cwd=tmp_path)
-    run_to_end(script, "--resume", run_dir, cwd=tmp_path)
+    uninterrupted = start("prioritized_dqn", *SMALL_PONG, "--run-dir", whole, cwd=tmp_path)
+    run_to_end("prioritized_dqn", "--resume", run_dir, cwd=tmp_path)
     status, _, err = finish(uninterrupted)
     assert status == 0, err
     assert_same_run(run_dir, whole)
     assert_same_checkpoint(run_dir, whole)
+
+
+def test_rainbow_goes_on_from_a_checkpoint_with_frames(tmp_path):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    run_to_end("rainbow", *RAINBOW_PONG, "--run-dir", whole, cwd=tmp_path)
+    shutil.copytree(whole, cut)
+    for name in ("evaluation.json", "checkpoints/000000000400.npz"):
+        (cut / name).unlink()
+    run_to_end("rainbow", "--resume", cut, cwd=tmp_path)
+    assert_same_run(cut, whole)
+    assert_same_checkpoint(cut, whole)
 
 
 def test_half_a_checkpoint_is_refused_and_deleting_it_helps(uninterrupted, tmp_path, command_line):

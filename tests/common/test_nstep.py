@@ -7,7 +7,7 @@ from tests.common.test_replay import breakout, play
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 ENVS = {n: make_envs("CartPole-v1", n) for n in (1, 2, 3, 4)}
@@ -157,6 +157,7 @@ def test_one_step_stretches_are_transitions(store):
     np.testing.assert_array_equal(same.discount, np.full((5, 20), 0.9, np.float32), strict=True)
 
 
+@settings(deadline=None)
 @given(
     num_envs=st.integers(1, 4),
     capacity=st.integers(4, 40),

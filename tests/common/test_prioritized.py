@@ -10,7 +10,7 @@ from tests.common.test_replay import breakout, limit, play
 
 import numpy as np
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 # --- The sum tree -----------------------------------------------------------------------------
@@ -35,6 +35,7 @@ def both_ways(tree, points):
     return together
 
 
+@settings(deadline=None, max_examples=60)
 @given(SIZES, st.integers(0, 2**32 - 1), st.sampled_from([0.0, 0.05, 0.5, 1.0]))
 @example(270_000, 0, 0.0)
 @example(270_000, 1, 0.5)
@@ -58,6 +59,7 @@ def test_find_is_a_search_in_the_running_sum(size, seed, share):
     assert tree.find(points[:6].reshape(2, 3)).shape == (2, 3)
 
 
+@settings(deadline=None, max_examples=60)
 @given(SIZES, st.integers(0, 2**32 - 1), st.lists(st.integers(1, 150), min_size=1, max_size=6))
 @example(270_000, 3, [1, 5000, 2])
 @example(4096, 3, [64, 65, 1])
@@ -80,6 +82,7 @@ def test_set_keeps_every_sum_right_and_the_last_of_equal_indices_counts(size, se
         np.testing.assert_array_equal(found, np.searchsorted(running, points, side="right"))
 
 
+@settings(deadline=None, max_examples=60)
 @given(SIZES, st.integers(0, 2**32 - 1))
 def test_weights_of_any_size_find_no_leaf_without_weight(size, seed):
     rng = np.random.default_rng(seed)

@@ -4,7 +4,7 @@ from common.returns import TrueReturns, discounted_returns, gae
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 REWARD = np.array([1.0, 0.0, -1.0, 2.0])
@@ -137,6 +137,7 @@ def test_states_count_alike_whatever_episode_they_are_from():
     assert told[2] == (pytest.approx((3 + 2 + 1 + 7 + 7) / 5), 5)  # the other's first 0 is worth 7
 
 
+@settings(deadline=None)
 @given(
     st.integers(1, 4),
     st.integers(1, 43),  # so that no state of a cut episode counts, unless γ is 0
