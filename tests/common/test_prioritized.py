@@ -371,6 +371,9 @@ def test_a_restored_buffer_draws_the_same(tmp_path, store, prioritization, steps
     )
     feed(envs, ours, steps)
     continued(ours, 50)
+    index = np.flatnonzero(ours.surprise)
+    ours.update(index, np.random.default_rng(0).normal(size=len(index)))
+    ours.sample(1, beta=0.6)  # sorts the ranks, which the next ones are then found among
     feed(envs, theirs, 5, seed=9)  # the other buffer is not empty
     theirs.update(np.arange(5), np.full(5, 77.0))
 
