@@ -134,7 +134,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "temperature_decay": (_step_size, "greater than 0 and at most 1"),
     "alpha": (_step_size, "greater than 0 and at most 1"),
     "seed": (_seed, "0 to 4294967295"),  # what NumPy's and Keras's generators take
-    "hidden_sizes": (_sizes, "at least 1 each"),
+    **dict.fromkeys("hidden_sizes head_sizes".split(), (_sizes, "at least 1 each")),
     "lstm_units": (_at_least_one, "at least 1"),
     "reward_scale": (_positive, "greater than 0"),
     "burn_in": (_not_negative, "0 or more"),

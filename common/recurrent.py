@@ -25,7 +25,7 @@ def recurrent_forward(
     Args:
         encoder: observations [N, ...] -> features [N, D].
         cell: of U units, already built for D + E inputs.
-        head: the LSTM's hidden state [N, U] -> outputs [N, A].
+        head: features and the LSTM's hidden state side by side [N, D + U] -> outputs [N, A].
 
     Returns:
         Callable: observations [N, ...], memory [N, 2 U + E] -> outputs [N, A] and memory, float32.
@@ -48,9 +48,10 @@ class CompiledRecurrent:
 
         def step(observation: tf.Tensor, memory: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             hidden, carry, extra = tf.split(memory, [units, units, memory.shape[1] - 2 * units], 1)
-            inputs = tf.concat([encoder(observation), extra], axis=1)
-            _, states = cell(inputs, [hidden, carry])
-            return head(states[0]), tf.concat([*states, tf.zeros_like(extra)], axis=1)
+            features = encoder(observation)
+            _, states = cell(tf.concat([features, extra], axis=1), [hidden, carry])
+            outputs = head(tf.concat([features, states[0]], axis=1))
+            return outputs, tf.concat([*states, tf.zeros_like(extra)], axis=1)
 
         self._call = compiled(step)
 
@@ -90,8 +91,8 @@ class RecurrentTwin:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Outputs [N, A] and memory after the step [N, 2 U + E], float32."""
         units = len(self._recurrent)
-        inputs = [self._encode(observation), memory[:, 2 * units :]]
-        gates = np.concatenate(inputs, axis=1) @ self._kernel
+        features = self._encode(observation)
+        gates = np.concatenate([features, memory[:, 2 * units :]], axis=1) @ self._kernel
         gates += memory[:, :units] @ self._recurrent
         gates += self._bias
         # Keras's order: input gate, forget gate, candidate, output gate. A sigmoid is a tanh of
@@ -107,4 +108,4 @@ class RecurrentTwin:
         hidden = np.tanh(cell)
         hidden *= opened[:, 3 * units :]
         after[:, :units] = hidden
-        return self._decode(hidden), after
+        return self._decode(np.concatenate([features, hidden], axis=1)), after
