@@ -20,13 +20,20 @@ Only (2) differs from DQN: `python -m common.diff double_dqn dqn`.
 
 Differs from the book
 ---------------------
-As `dqn.py` does: environments step together, gradient steps come in blocks, the learning rate
-falls to 0, and a time limit does not stop the bootstrap.
+1. As `dqn.py` does: environments step together, gradient steps come in blocks, the learning rate
+   falls to 0, and a time limit does not stop the bootstrap.
 
 How to run
 ----------
     python chapter09_dqn/double_dqn.py
-@LANDER@
+    python chapter09_dqn/double_dqn.py --env-id LunarLander-v3 --total-timesteps 150_000 \
+        --hidden-sizes 256 256 --learning-rate 6.3e-4 --buffer-size 150_000 --batch-size 128 \
+        --train-frequency 64 --gradient-steps 32 --target-frequency 256 --end-epsilon 0.1 \
+        --exploration-fraction 0.12
+    python chapter09_dqn/double_dqn.py --env-id Acrobot-v1 --total-timesteps 100_000 \
+        --hidden-sizes 256 256 --learning-rate 6.3e-4 --buffer-size 50_000 --batch-size 128 \
+        --train-frequency 64 --gradient-steps 16 --target-frequency 256 --end-epsilon 0.1 \
+        --exploration-fraction 0.12
     python chapter09_dqn/double_dqn.py --env-id ALE/Pong-v5 --total-timesteps 250_000 \
         --buffer-size 1_000_000 --learning-starts 10_000 --learning-rate 2e-4 --no-anneal \
         --batch-size 32 --train-frequency 8 --gradient-steps 4 --target-frequency 1_000 \
@@ -34,7 +41,9 @@ How to run
 
 Expected
 --------
-Measured: @MEASURED@
+Measured: 500.0 mean return (seeds 0, 1, 2: 500.0 each), 20 s on two CPU cores
+
+CartPole-v1, 75,000 steps, 100 greedy episodes. Random play earns 22.7.
 
 Paper
 -----

@@ -70,10 +70,19 @@ def run_seeds(script: str, flags: list[str], folder: Path, capsys) -> tuple[list
     return evaluations, max(times)
 
 
+CARTPOLE_WITHOUT_VELOCITIES = "common.environments.partial:CartPoleNoVelocity-v0"
+DQN_FAMILY = ("dqn", "double_dqn", "dueling_dqn", "prioritized_dqn", "rainbow")
+
+
 @pytest.mark.parametrize(
     ("script", "containing", "target", "budget"),
     [
         ("chapter09_dqn/dqn.py", None, 475.0, 60.0),
+        *[(f"chapter09_dqn/{stem}.py", None, 475.0, 120.0) for stem in DQN_FAMILY[1:-1]],
+        ("chapter09_dqn/rainbow.py", None, 475.0, 180.0),
+        ("chapter09_dqn/drqn.py", None, 400.0, 300.0),
+        *[(f"chapter09_dqn/{stem}.py", "LunarLander-v3", 150.0, 300.0) for stem in DQN_FAMILY],
+        *[(f"chapter09_dqn/{stem}.py", "Acrobot-v1", -100.0, 300.0) for stem in DQN_FAMILY],
         ("chapter11_policy_gradient/ppo_clip.py", None, 475.0, 60.0),
         ("chapter11_policy_gradient/ppo_clip.py", "Pendulum-v1", -300.0, 180.0),
     ],
@@ -82,7 +91,8 @@ def test_target(tmp_path, capsys, script, containing, target, budget):
     flags = documented_flags(script, containing) if containing else []
     evaluations, longest = run_seeds(script, flags, tmp_path, capsys)
     assert all(result["episodes"] == 100 for result in evaluations)
-    assert all(result["env_id"] == (containing or "CartPole-v1") for result in evaluations)
+    default = CARTPOLE_WITHOUT_VELOCITIES if "drqn" in script else "CartPole-v1"
+    assert all(result["env_id"] == (containing or default) for result in evaluations)
     assert median(result["mean_return"] for result in evaluations) >= target
     assert longest <= budget  # seconds on two CPU cores, evaluation included
 
