@@ -227,6 +227,11 @@ def env_kwargs(config: Config) -> dict[str, Any]:
 def check(config: Config) -> None:
     """Rejects hyperparameters that make no sense, alone or together."""
     check_config(config)
+    if not config.hidden_sizes:
+        raise UserError(
+            "--hidden-sizes: must name at least one layer, in which the network forks; "
+            "--hidden-sizes 84 would do"
+        )
     if config.batch_size > config.buffer_size:
         raise UserError(
             f"--batch-size {config.batch_size}: larger than --buffer-size {config.buffer_size}; "

@@ -130,9 +130,9 @@ class Config(RunConfig):
     v_max: float = 100.0  # return of the highest atom
     noisy: bool = True  # explore by learned noise in the dense layers
     sigma: float = 0.5  # σ_0, the noise at the start
-    start_epsilon: float = 1.0  # ε at the first step, only with --no-noisy
-    end_epsilon: float = 0.04  # ε at the end of exploration, only with --no-noisy
-    exploration_fraction: float = 0.16  # part of the run over which ε falls, only with --no-noisy
+    start_epsilon: float = 1.0  # ε at the first step, where noise is left out
+    end_epsilon: float = 0.04  # ε at the end of exploration, likewise
+    exploration_fraction: float = 0.16  # part of the run over which ε falls, likewise
 
 
 class NoisyDense(keras.layers.Layer):
@@ -360,6 +360,11 @@ def env_kwargs(config: Config) -> dict[str, Any]:
 def check(config: Config) -> None:
     """Rejects hyperparameters that make no sense, alone or together."""
     check_config(config)
+    if not config.hidden_sizes:
+        raise UserError(
+            "--hidden-sizes: must name at least one layer, in which the network forks; "
+            "--hidden-sizes 84 would do"
+        )
     if config.batch_size > config.buffer_size:
         raise UserError(
             f"--batch-size {config.batch_size}: larger than --buffer-size {config.buffer_size}; "

@@ -52,6 +52,10 @@ def _at_least_one(x: Any) -> bool:
     return x >= 1
 
 
+def _at_least_two(x: Any) -> bool:
+    return x >= 2
+
+
 def _not_negative(x: Any) -> bool:
     return x >= 0
 
@@ -121,8 +125,9 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "ridge": (_ridge, "at least 1e-8, or rounding errors outgrow what is learned"),
     **dict.fromkeys("num_visitors num_logs num_users".split(), (_at_least_one, "at least 1")),
-    **dict.fromkeys("max_steps run_episodes num_atoms".split(), (_at_least_one, "at least 1")),
+    **dict.fromkeys("max_steps run_episodes".split(), (_at_least_one, "at least 1")),
     "step_size": (_fraction, "between 0 and 1"),
+    "num_atoms": (_at_least_two, "at least 2"),
     "stick_on": (_blackjack_sum, "4 to 22"),
     **dict.fromkeys(
         "confidence ucb_confidence sigma click_value".split(), (_not_negative, "0 or more")

@@ -137,8 +137,8 @@ def test_a_loss_that_is_no_number_ends_the_run(script, tmp_path, command_line):
         assert last_line.startswith("error: train/")
         assert " became " in last_line
         assert last_line.endswith(
-            "training diverged, lower --learning-rate (or the environment shows states that are "
-            f"not finite); last good checkpoint: {kept}"
+            "training diverged, lower --learning-rate (or the environment shows states or rewards "
+            f"that are not finite); last good checkpoint: {kept}"
         )
     assert_whole_and_finite(run_dir)
     assert not (run_dir / "evaluation.json").exists()

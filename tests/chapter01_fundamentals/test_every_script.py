@@ -89,9 +89,9 @@ def uninterrupted(tmp_path_factory):
         if stem not in made:
             rows, log = [], Run.log
 
-            def counted_log(self, row):
+            def counted_log(self, row, weight=1):
                 rows.append(row)
-                log(self, row)
+                log(self, row, weight)
 
             arguments = [*SHORT[stem].split(), "--run-dir", str(folder / stem)]
             with pytest.MonkeyPatch.context() as patch:

@@ -66,7 +66,7 @@ def test_channels_first_and_last_are_the_same_picture(shape):
     copy_weights(first, last)
     pixels = np.random.default_rng(0).integers(0, 256, (2, *shape), np.uint8)
     ours, theirs = first(pixels), last(np.moveaxis(pixels, 1, -1))
-    assert ours.shape == (2, 512)
+    assert ours.shape == (2, 512 if min(shape[1:]) >= 64 else 256)
     assert np.asarray(ours).max() > 0
     np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
