@@ -140,12 +140,12 @@ def main(module, arguments, at, output):
     os.dup2(1, 2)
     calls, log, steps = 0, Run.log, Run.steps
 
-    def deadly_log(self, row):
+    def deadly_log(self, row, weight=1):
         nonlocal calls
         calls += 1
         if calls == at:
             os.kill(os.getpid(), signal.SIGKILL)
-        log(self, row)
+        log(self, row, weight)
 
     def deadly_steps(self, *args, **kwargs):
         yield from steps(self, *args, **kwargs)
