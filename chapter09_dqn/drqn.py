@@ -87,9 +87,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-TARGETS = {
-    "common.environments.partial:CartPoleNoVelocity-v0": 400.0
-}  # mean return over 100 episodes that counts as solved
+# Mean return over 100 episodes that counts as solved.
+TARGETS = {"common.environments.partial:CartPoleNoVelocity-v0": 400.0}
 
 
 @dataclass(frozen=True)
@@ -105,15 +104,8 @@ class Config(RunConfig):
     anneal: bool = True  # learning rate falls linearly to 0 over the run
     gamma: float = 0.99  # γ, discount factor
     hidden_sizes: tuple[int, ...] = (64,)  # units of the dense layers (images: Nature CNN)
-    lstm_units: int = 32  # NEW: U, units of the LSTM behind them
-    head_sizes: tuple[int, ...] = (64,)  # NEW: units of the dense layers behind the LSTM
     buffer_size: int = 100_000  # observations in the replay buffer
     batch_size: int = 32  # B, sequences per gradient step
-    sequence_length: int = 10  # NEW: T, steps of a sequence that are learned from
-    burn_in: int = 4  # NEW: steps before them that only bring the memory up to date
-    zero_start_state: bool = False  # NEW: sequences begin with memory 0, not with the actor's
-    reward_scale: float = 0.01  # NEW: rewards are learned times this, so that |Q| stays near 1
-    flicker: float = 0.0  # NEW: probability with which a frame of an Atari game is blank
     learning_starts: int = 1_000  # steps before the first gradient step
     train_frequency: int = 256  # steps between trainings
     gradient_steps: int = 32  # gradient steps per training
@@ -121,9 +113,17 @@ class Config(RunConfig):
     start_epsilon: float = 1.0  # ε at the first step
     end_epsilon: float = 0.04  # ε at the end of exploration
     exploration_fraction: float = 0.16  # part of the run over which ε falls
+    # NEW: the memory, and the sequences that it is learned from
+    lstm_units: int = 32  # U, units of the LSTM
+    head_sizes: tuple[int, ...] = (64,)  # units of the dense layers behind the LSTM
+    sequence_length: int = 10  # T, steps of a sequence that are learned from
+    burn_in: int = 4  # steps before them that only bring the memory up to date
+    zero_start_state: bool = False  # sequences begin with memory 0, not with the actor's
+    reward_scale: float = 0.01  # rewards are learned times this, so that |Q| stays near 1
+    flicker: float = 0.0  # probability with which a frame of an Atari game is blank
 
 
-class QNetwork(keras.Model):
+class QNetwork(keras.Model):  # NEW
     """Q_θ: what was observed and remembered -> one value per action, and the memory after it."""
 
     def __init__(self, observation_space: gym.Space, num_actions: int, config: Config) -> None:

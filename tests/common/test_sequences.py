@@ -52,6 +52,9 @@ def assert_as_it_happened(batch, happened):
     numbers = []
     for b in range(len(batch.mask)):
         previous, last = None, -1
+        acted = np.flatnonzero(batch.mask[b])
+        if len(acted) and acted[0] > 0:  # it begins at an episode's end
+            assert acted[0] == batch.begins[b, 1] == 1
         for t in np.flatnonzero(batch.mask[b]):
             number = int(batch.reward[b, t])
             fact = happened[number]
