@@ -38,7 +38,7 @@ How to run
 
 Expected
 --------
-Measured: exact return -0.0504, -0.0520, -0.0515 (seeds 0, 1, 2; best -0.0466), 43 s
+Measured: exact return -0.0504, -0.0520, -0.0515 (seeds 0, 1, 2; best -0.0466), 38 s
 
 Behind exploring starts, for some pairs are visited eight times in 500,000 games. With
 `--start-epsilon 1` it ends at -0.0752 (seed 0): see 1. FrozenLake: goal in 73.0% of episodes

@@ -37,7 +37,7 @@ How to run
 
 Expected
 --------
-Measured: exact return -0.0478, -0.0497, -0.0483 (seeds 0, 1, 2; best -0.0466), 38 s
+Measured: exact return -0.0478, -0.0497, -0.0483 (seeds 0, 1, 2; best -0.0466), 37 s
 
 Ordinary: -0.0480, -0.0495, -0.0484. Lakes need luck: without slipping all three seeds reach the
 goal, on slippery ice hardly any (exact return 0.12 at best): too few ends of episodes teach.

@@ -39,7 +39,7 @@ How to run
 
 Expected
 --------
-Measured: exact return -0.0470, -0.0470, -0.0466 (seeds 0, 1, 2; best -0.0466), 40 s
+Measured: exact return -0.0470, -0.0470, -0.0466 (seeds 0, 1, 2; best -0.0466), 35 s
 
 No pair had fewer than 807 visits. FrozenLake is harder, as Q keeps the returns of old policies:
 goal in 74%, 51%, 55% of episodes (exact; the best policy's 74%).
