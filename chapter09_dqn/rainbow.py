@@ -44,8 +44,8 @@ How to run
 ----------
     python chapter09_dqn/rainbow.py
     python chapter09_dqn/rainbow.py --env-id LunarLander-v3 --total-timesteps 150_000 \
-        --hidden-sizes 256 256 --learning-rate 6.3e-4 --buffer-size 150_000 --batch-size 128 \
-        --train-frequency 64 --gradient-steps 32 --target-frequency 256 --v-min -300 --v-max 300
+        --hidden-sizes 256 256 --learning-rate 6.3e-4 --buffer-size 50_000 --batch-size 128 \
+        --train-frequency 64 --gradient-steps 16 --target-frequency 256 --v-min -300 --v-max 300
     python chapter09_dqn/rainbow.py --env-id Acrobot-v1 --total-timesteps 100_000 \
         --hidden-sizes 256 256 --learning-rate 6.3e-4 --buffer-size 50_000 --batch-size 128 \
         --train-frequency 64 --gradient-steps 16 --target-frequency 256 --v-min -100 --v-max 0
@@ -59,6 +59,8 @@ Expected
 Measured: 500.0 mean return (seeds 0, 1, 2: 500.0, 500.0, 499.4), 53 s on two CPU cores
 
 CartPole-v1, 75,000 steps, 100 greedy episodes. Random play earns 22.7.
+LunarLander-v3 and Acrobot-v1 by the next commands, seed 0 alone: -74.4, a lander that hovers and
+never lands, and -91.2.
 ALE/Freeway-v5 by the last command: 25.1, 21.4 and 19.9 over 20 greedy episodes (seeds 0, 1, 2), 9
 to 10 minutes of training on two cores that were busy with other work. Random play never crosses.
 
