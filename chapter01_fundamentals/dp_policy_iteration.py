@@ -19,13 +19,13 @@ Equations
 Differs from the book
 ---------------------
 1. All states are updated at once. Each evaluation by sweeps goes on from the V of the policy
-   before, and stops by the error bound of `dp_value_iteration.py`; `--evaluation solve` takes (2).
+   before (`--evaluation solve` takes (2)). If its last sweep changed V by δ, all later ones change
+   it by at most δ Σ_k (γ P_π)^k 1, k >= 1; it stops when that is below θ. It holds for γ = 1, too.
 2. (4) keeps an action unless another one is better by more than 2θ: V, and so each Q, may be wrong
    by θ. If it took any of equally good actions, equally good policies could take turns for ever.
 3. With γ = 1 a policy that never ends an episode has no values: (1) diverges, (2) is singular. So
    the first policy, drawn at random, is drawn again where it never ends; changes for the better
-   never undo that, unless rewards can be collected for ever, and then the script says so. For
-   γ = 1 nothing bounds the error in (1) either: the rate at which changes shrink takes γ's place.
+   never undo that, unless rewards can be collected for ever, and then the script says so.
 
 How to run
 ----------
@@ -96,13 +96,13 @@ def evaluate(
         raise UserError("--gamma 1: rewards can be collected for ever; choose a gamma below 1")
     if config.evaluation == "solve":
         return np.linalg.solve(np.eye(len(V)) - gamma * transition, reward), 0  # [S] (2)
-    delta = 0.0
+    power, later = np.ones(len(V)), np.zeros(len(V))  # (γ P_π)^k 1, and its sum over k >= 1
     for sweep in range(1, config.max_sweeps + 1):
         new_V = reward + gamma * transition @ V  # [S] (1)
-        last, delta = delta, np.abs(new_V - V).max()
-        V = new_V
-        rate = gamma if gamma < 1.0 else delta / max(last, 1e-30)
-        if delta * rate < config.theta * (1.0 - rate):
+        delta, V = np.abs(new_V - V).max(), new_V
+        power = gamma * transition @ power  # [S]
+        later += power
+        if delta * later.max() < config.theta * (1.0 - power.max()):  # later / (1 - power) <= Σ_k
             return V, sweep
     stopped = f"--max-sweeps {config.max_sweeps}: reached before V converged"
     print(f"{stopped}; --evaluation solve needs no sweeps", file=sys.stderr)

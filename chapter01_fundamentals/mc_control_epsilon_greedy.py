@@ -58,11 +58,10 @@ from common.checkpoint import restore_latest
 from common.cli import command, parse
 from common.config import RunConfig
 from common.environments.tabular import (
-    exact_facts,
     exact_return,
     has_model,
+    learned_facts,
     make_tabular_env,
-    start_distribution,
     tabular_model,
     toy_text_kwargs,
 )
@@ -147,10 +146,7 @@ def train(config: Config) -> Result:
     V = Q.max(axis=1)
     np.savez(run.run_dir / "tables.npz", V=V, Q=Q, N=N, policy=policy)
     draw(run.run_dir, config, env, V, policy, N)
-    facts: dict[str, float | None] = {
-        "value_start": float(start_distribution(env, config.env_id, config.seed) @ V)
-    }
-    facts |= exact_facts(env, config.env_id, policy)
+    facts = learned_facts(env, config.env_id, policy, V, config.seed)
     return run.finish(lambda state: policy[state], facts)
 
 

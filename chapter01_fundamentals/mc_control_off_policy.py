@@ -136,8 +136,7 @@ def train(config: Config) -> Result:
     V = Q.max(axis=1)
     np.savez(run.run_dir / "tables.npz", V=V, Q=Q, C=C, policy=policy)
     draw(run.run_dir, config, env, V, policy)
-    facts = {"value_start": float(tabular.start_distribution(env, config.env_id, config.seed) @ V)}
-    facts |= tabular.exact_facts(env, config.env_id, policy)
+    facts = tabular.learned_facts(env, config.env_id, policy, V, config.seed)
     if games is not None:
         soft_13 = model._replace(start=np.eye(num_states)[SOFT_13])
         facts |= compare(run.run_dir, config, games, tabular.exact_return(HIT_BELOW_20, soft_13))

@@ -208,11 +208,11 @@ def draw(
     draw_values(run_dir / "values.png", env, config.env_id, V, policy, title)
     with plots.figure(run_dir / "learning_curve.png", columns=2) as [left, right]:
         metrics = read_metrics(run_dir)
-        shown = ("exact_return", "return_of_start")["train/exact_return" not in metrics]
+        shown = "exact_return" if "train/exact_return" in metrics else "return_of_start"
         left.plot(*plots.curve(metrics, f"train/{shown}"), label="greedy policy")
         if config.env_id in TARGETS and not config.map:
             left.axhline(TARGETS[config.env_id], color=plots.GREY, ls="--", label="target")
-        left.set(xlabel="episodes", ylabel=f"{shown.replace('_', ' ')}", title=title)
+        left.set(xlabel="episodes", ylabel=shown.replace("_", " "), title=title)
         left.legend()
         right.semilogy(np.sort(visits)[::-1], label="visits of a pair")
         mean = config.num_episodes / len(visits)

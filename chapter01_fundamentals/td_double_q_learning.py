@@ -65,8 +65,8 @@ from common.cli import command, parse
 from common.config import RunConfig
 from common.environments.tabular import (
     exact_facts,
+    learned_facts,
     make_tabular_env,
-    start_distribution,
     toy_text_kwargs,
 )
 from common.evaluation import report
@@ -138,10 +138,7 @@ def train(config: Config) -> Result:
     np.savez(run.run_dir / "tables.npz", V=V, Q=Q, policy=policy, Q1=Q1, Q2=Q2)
     title = f"Double Q-learning: {config.env_id}, {config.num_episodes:,} episodes"
     draw_values(run.run_dir / "values.png", env, config.env_id, V, policy, title)
-    facts: dict[str, float | None] = {
-        "value_start": float(start_distribution(env, config.env_id, config.seed) @ V)
-    }
-    facts |= exact_facts(env, config.env_id, policy)
+    facts = learned_facts(env, config.env_id, policy, V, config.seed)
     slips = config.end_epsilon / num_actions  # probability of each action that is not greedy
     exploring = slips + (1.0 - config.end_epsilon) * np.eye(num_actions)[policy]  # π(a|s), [S, A]
     facts |= exact_facts(env, config.env_id, exploring, "exact_return_exploring")

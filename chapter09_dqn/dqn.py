@@ -68,9 +68,8 @@ from common.acting import forward
 from common.checkpoint import restore_latest
 from common.cli import command, parse
 from common.compiled import compiled, use_threads
-from common.config import RunConfig, check_config
+from common.config import RunConfig, check_replay_config
 from common.environments import atari_kwargs, is_image, make_envs, successor
-from common.errors import UserError
 from common.evaluation import report
 from common.networks import body, copy_weights
 from common.policies import require_discrete
@@ -164,7 +163,7 @@ def train(config: Config) -> Result:
     """Trains an agent; see `Config` for everything that can be set."""
     envs = make_envs(config.env_id, config.num_envs, **env_kwargs(config))
     num_actions = require_discrete(envs.single_action_space, config.env_id, "ppo_clip.py")
-    check(config)
+    check_replay_config(config)
     replay = make_replay(envs, config.buffer_size, seed=config.seed)
     run = Run(config, __file__, envs)
     if envs.is_atari and config.learning_rate == Config.learning_rate:
@@ -222,21 +221,6 @@ def train(config: Config) -> Result:
 def env_kwargs(config: Config) -> dict[str, Any]:
     """What the environment's constructor gets."""
     return atari_kwargs(config.env_id, config.frame_size)
-
-
-def check(config: Config) -> None:
-    """Rejects hyperparameters that make no sense, alone or together."""
-    check_config(config)
-    if config.batch_size > config.buffer_size:
-        raise UserError(
-            f"--batch-size {config.batch_size}: larger than --buffer-size {config.buffer_size}; "
-            "make the batch smaller or the buffer larger"
-        )
-    if config.train_frequency < config.num_envs:
-        raise UserError(
-            f"--train-frequency {config.train_frequency}: less than --num-envs {config.num_envs}, "
-            "which all step before a training; raise both it and --gradient-steps"
-        )
 
 
 def load_policy(config: Config) -> Policy:

@@ -69,9 +69,8 @@ from typing import Any
 from common.checkpoint import restore_latest
 from common.cli import command, parse
 from common.compiled import compiled, use_threads
-from common.config import RunConfig, check_config
+from common.config import RunConfig, check_replay_config
 from common.environments import is_image, make_envs, new_episodes, successor
-from common.errors import UserError
 from common.evaluation import report
 from common.memory import GreedyMemoryPolicy, note_actions
 from common.networks import body, copy_weights, mlp
@@ -227,7 +226,7 @@ def train(config: Config) -> Result:
     """Trains an agent; see `Config` for everything that can be set."""
     envs = make_envs(config.env_id, config.num_envs, **env_kwargs(config))
     num_actions = require_discrete(envs.single_action_space, config.env_id, "ppo_clip.py")
-    check(config)
+    check_replay_config(config)
     length = config.burn_in + config.sequence_length
     memory_size = 2 * config.lstm_units + num_actions
     replay = make_sequence_replay(envs, config.buffer_size, length, memory_size, config.seed)
@@ -292,21 +291,6 @@ def train(config: Config) -> Result:
         if run.every(config.target_frequency):
             copy_weights(q_network, target_network)  # (4)
     return run.finish(GreedyMemoryPolicy(q_values, memory_size))
-
-
-def check(config: Config) -> None:
-    """Rejects hyperparameters that make no sense, alone or together."""
-    check_config(config)
-    if config.batch_size > config.buffer_size:
-        raise UserError(
-            f"--batch-size {config.batch_size}: larger than --buffer-size {config.buffer_size}; "
-            "make the batch smaller or the buffer larger"
-        )
-    if config.train_frequency < config.num_envs:
-        raise UserError(
-            f"--train-frequency {config.train_frequency}: less than --num-envs {config.num_envs}, "
-            "which all step before a training; raise both it and --gradient-steps"
-        )
 
 
 def load_policy(config: Config) -> Policy:

@@ -64,7 +64,7 @@ from common.acting import forward
 from common.checkpoint import restore_latest
 from common.cli import command, parse
 from common.compiled import compiled, use_threads
-from common.config import RunConfig, check_config
+from common.config import RunConfig, check_replay_config
 from common.environments import atari_kwargs, is_image, make_envs, successor
 from common.errors import UserError
 from common.evaluation import report
@@ -228,21 +228,11 @@ def env_kwargs(config: Config) -> dict[str, Any]:
 
 def check(config: Config) -> None:
     """Rejects hyperparameters that make no sense, alone or together."""
-    check_config(config)
+    check_replay_config(config)
     if not config.hidden_sizes:
         raise UserError(
             "--hidden-sizes: must name at least one layer, in which the network forks; "
             "--hidden-sizes 84 would do"
-        )
-    if config.batch_size > config.buffer_size:
-        raise UserError(
-            f"--batch-size {config.batch_size}: larger than --buffer-size {config.buffer_size}; "
-            "make the batch smaller or the buffer larger"
-        )
-    if config.train_frequency < config.num_envs:
-        raise UserError(
-            f"--train-frequency {config.train_frequency}: less than --num-envs {config.num_envs}, "
-            "which all step before a training; raise both it and --gradient-steps"
         )
 
 

@@ -44,6 +44,25 @@ def check_config(config: Any) -> None:
             raise UserError(f"{flag} {given}: must be {rule[1]}")
 
 
+def check_replay_config(config: Any) -> None:
+    """`check_config`, and what the flags of a script with a replay buffer must be to each other.
+
+    Raises:
+        UserError: naming the flag, what was given and what would work.
+    """
+    check_config(config)
+    if config.batch_size > config.buffer_size:
+        raise UserError(
+            f"--batch-size {config.batch_size}: larger than --buffer-size {config.buffer_size}; "
+            "make the batch smaller or the buffer larger"
+        )
+    if config.train_frequency < config.num_envs:
+        raise UserError(
+            f"--train-frequency {config.train_frequency}: less than --num-envs {config.num_envs}, "
+            "which all step before a training; raise both it and --gradient-steps"
+        )
+
+
 def _finite(x: Any) -> bool:
     return not isinstance(x, float) or math.isfinite(x)
 
@@ -97,7 +116,9 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
         (
             "total_timesteps num_envs num_episodes batch_size buffer_size train_frequency "
             "gradient_steps target_frequency num_steps num_epochs minibatch_size eval_episodes "
-            "max_sweeps max_improvements num_runs n_step hidden_units sequence_length num_samples"
+            "max_sweeps max_improvements num_runs n_step hidden_units sequence_length num_samples "
+            "num_visitors num_logs num_users max_steps run_episodes steps_per_call latent_size "
+            "repeats lstm_units"
         ).split(),
         (_at_least_one, "at least 1"),
     ),
@@ -124,8 +145,6 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
         (_positive, "greater than 0"),
     ),
     "ridge": (_ridge, "at least 1e-8, or rounding errors outgrow what is learned"),
-    **dict.fromkeys("num_visitors num_logs num_users".split(), (_at_least_one, "at least 1")),
-    **dict.fromkeys("max_steps run_episodes".split(), (_at_least_one, "at least 1")),
     "step_size": (_fraction, "between 0 and 1"),
     "num_atoms": (_at_least_two, "at least 2"),
     "stick_on": (_blackjack_sum, "4 to 22"),
@@ -133,14 +152,11 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
         "confidence ucb_confidence sigma click_value".split(), (_not_negative, "0 or more")
     ),
     "mode_std": (_positive, "greater than 0"),
-    **dict.fromkeys("steps_per_call latent_size repeats".split(), (_at_least_one, "at least 1")),
     **dict.fromkeys("momentum beta1 dropout".split(), (_below_one, "at least 0 and less than 1")),
-    "filters": (_sizes, "at least 1 each"),
     "temperature_decay": (_step_size, "greater than 0 and at most 1"),
     "alpha": (_step_size, "greater than 0 and at most 1"),
     "seed": (_seed, "0 to 4294967295"),  # what NumPy's and Keras's generators take
-    **dict.fromkeys("hidden_sizes head_sizes".split(), (_sizes, "at least 1 each")),
-    "lstm_units": (_at_least_one, "at least 1"),
+    **dict.fromkeys("hidden_sizes head_sizes filters".split(), (_sizes, "at least 1 each")),
     "reward_scale": (_positive, "greater than 0"),
     "burn_in": (_not_negative, "0 or more"),
     "flicker": (_fraction, "between 0 and 1"),

@@ -142,8 +142,7 @@ class PrioritizedReplay:
         """
         index = self.replay.add(*transition)
         self._set(index, np.full(len(index), self.largest))
-        dead = self.replay.take_dead()
-        if dead:
+        if dead := self.replay.dead:
             self.surprise[dead] = 0.0
             self.tree.set(np.array(dead), np.zeros(len(dead)))
         return index

@@ -65,8 +65,23 @@ def make_replay(
     """
     kind = FrameReplayBuffer if envs.frame_stack > 1 else ReplayBuffer
     size = kind.bytes_needed(envs, capacity)
+    tell_size(size, capacity, "transitions")
+    return kind(envs, capacity, seed, n_step, gamma)
+
+
+def tell_size(size: int, capacity: int, unit: str) -> None:
+    """Says how much memory a buffer will take if that is much.
+
+    Args:
+        size: in bytes, when full.
+        capacity: what `--buffer-size` asks for.
+        unit: of the capacity.
+
+    Raises:
+        UserError: it does not fit into memory.
+    """
     if size > 100e6:
-        print(f"replay buffer: {capacity:,} transitions, {size / 1e9:.2f} GB", file=sys.stderr)
+        print(f"replay buffer: {capacity:,} {unit}, {size / 1e9:.2f} GB", file=sys.stderr)
     available = _memory_available()
     if available is not None and size > available:
         fitting = int(capacity * available / size * 0.9)
@@ -74,7 +89,6 @@ def make_replay(
             f"--buffer-size {capacity}: needs {size / 1e9:.1f} GB of memory, "
             f"{available / 1e9:.1f} GB are free; choose at most {fitting}"
         )
-    return kind(envs, capacity, seed, n_step, gamma)
 
 
 class ReplayBuffer:
@@ -92,21 +106,22 @@ class ReplayBuffer:
         space = envs.single_observation_space
         self.capacity, self.num_envs = capacity, envs.num_envs
         self.n_step, self.gamma = n_step, gamma
-        self.state = np.zeros((capacity, *shape_of(space)), _dtype(space))
-        self.next_state = np.zeros((capacity, *shape_of(space)), _dtype(space))
-        self.action = _empty_actions(envs, capacity)
+        self.state = np.zeros((capacity, *shape_of(space)), stored_dtype(space))
+        self.next_state = np.zeros((capacity, *shape_of(space)), stored_dtype(space))
+        self.action = empty_actions(envs, capacity)
         self.reward = np.zeros(capacity, np.float32)
         self.terminated = np.zeros(capacity, np.float32)
         self.done = np.zeros(capacity, bool)  # the episode ended, by itself or by a time limit
         self.rng = np.random.default_rng(seed)
         self.added = 0  # transitions ever added
+        self.dead: list[int] = []  # none ever dies before it is written over
 
     @staticmethod
     def bytes_needed(envs: VectorEnvs, capacity: int) -> int:
         """Memory of a full buffer, in bytes."""
         space = envs.single_observation_space
-        observation = int(np.prod(shape_of(space))) * _dtype(space).itemsize
-        return capacity * (2 * observation + _empty_actions(envs, 1).nbytes + 9)
+        observation = int(np.prod(shape_of(space))) * stored_dtype(space).itemsize
+        return capacity * (2 * observation + empty_actions(envs, 1).nbytes + 9)
 
     def __len__(self) -> int:
         return min(self.added, self.capacity)
@@ -167,18 +182,14 @@ class ReplayBuffer:
         age = (self.added - 1 - index) % self.capacity  # transitions that were added later
         return (index + self.num_envs) % self.capacity, age >= self.num_envs
 
-    def take_dead(self) -> list[int]:
-        """Places that cannot be gathered any more although nothing new stands there: none."""
-        return []
-
     def get_state(self) -> dict[str, np.ndarray]:
         """What a checkpoint keeps: the filled part, the position, the generator's state."""
         filled = {name: getattr(self, name)[: len(self)] for name in self._arrays}
-        return filled | _position(self.added, self.rng)
+        return filled | get_position(self.added, self.rng)
 
     def set_state(self, state: Mapping[str, np.ndarray]) -> None:
         """Puts back what `get_state` gave."""
-        self.added = _restore_position(state, self.rng)
+        self.added = set_position(state, self.rng)
         for name in self._arrays:
             getattr(self, name)[: len(self)] = state[name]
 
@@ -214,7 +225,7 @@ class FrameReplayBuffer:
         self.frames = np.zeros((n, self.ring, *shape[1:]), np.uint8)
         # Number of the newest frame of each transition's state; its successor's is one higher.
         self.newest = np.zeros((n, self.per_env), np.int64)
-        self.action = _empty_actions(envs, n * self.per_env).reshape(n, self.per_env, -1)
+        self.action = empty_actions(envs, n * self.per_env).reshape(n, self.per_env, -1)
         if isinstance(envs.single_action_space, gym.spaces.Discrete):
             self.action = self.action[..., 0]
         self.reward = np.zeros((n, self.per_env), np.float32)
@@ -224,7 +235,7 @@ class FrameReplayBuffer:
         self.added = 0  # transitions ever added to each environment
         self.count = np.zeros(n, np.int64)  # frames ever written, by environment
         self.oldest = np.zeros(n, np.int64)  # first transition whose frames are all alive
-        self._dead: list[int] = []
+        self.dead: list[int] = []  # places that died in the last `add`, nothing new stands there
         self._expected: np.ndarray | None = None  # what add() should see next as `state`
 
     @staticmethod
@@ -239,7 +250,7 @@ class FrameReplayBuffer:
         per_env = -(-capacity // envs.num_envs)
         frame = int(np.prod(shape_of(envs.single_observation_space)[1:]))
         ring = FrameReplayBuffer._ring(per_env, envs.frame_stack)
-        action = _empty_actions(envs, 1).nbytes
+        action = empty_actions(envs, 1).nbytes
         return envs.num_envs * (ring * frame + per_env * (8 + action + 9))
 
     def __len__(self) -> int:
@@ -275,9 +286,10 @@ class FrameReplayBuffer:
         # A transition dies when it is itself overwritten or when its oldest frame is.
         np.maximum(self.oldest, self.added - self.per_env, out=self.oldest)
         first_frame = self.count - self.ring
+        self.dead = []
         for i in range(len(reward)):
             while self.newest[i, self.oldest[i] % self.per_env] - self.stack + 1 < first_frame[i]:
-                self._dead.append(i * self.per_env + int(self.oldest[i]) % self.per_env)
+                self.dead.append(i * self.per_env + int(self.oldest[i]) % self.per_env)
                 self.oldest[i] += 1
         return np.arange(len(reward)) * self.per_env + at
 
@@ -335,11 +347,6 @@ class FrameReplayBuffer:
         exists = (self.added - 1 - at) % self.per_env >= 1
         return env * self.per_env + (at + 1) % self.per_env, exists
 
-    def take_dead(self) -> list[int]:
-        """Places whose frames were written over, though nothing new stands there, since last."""
-        dead, self._dead = self._dead, []
-        return dead
-
     def get_state(self) -> dict[str, np.ndarray]:
         """What a checkpoint keeps: the filled part, the positions, the generator's state."""
         transitions = min(self.added, self.per_env)
@@ -347,11 +354,11 @@ class FrameReplayBuffer:
         state |= {"count": self.count, "oldest": self.oldest}
         for name, part in self._chunks():
             state[name] = part
-        return state | _position(self.added, self.rng)
+        return state | get_position(self.added, self.rng)
 
     def set_state(self, state: Mapping[str, np.ndarray]) -> None:
         """Puts back what `get_state` gave; the next episode starts with a whole stack."""
-        self.added = _restore_position(state, self.rng)
+        self.added = set_position(state, self.rng)
         transitions = min(self.added, self.per_env)
         for name in self._arrays:
             getattr(self, name)[:, :transitions] = state[name]
@@ -400,23 +407,23 @@ def _stretch(
     return last, reward.astype(np.float32), discount
 
 
-def _dtype(space: gym.Space) -> np.dtype:
+def stored_dtype(space: gym.Space) -> np.dtype:
     """Images stay uint8, integers int32; everything else is stored as float32."""
     if space.dtype == np.uint8:
         return np.dtype(np.uint8)
     return np.dtype(np.int32 if np.issubdtype(space.dtype, np.integer) else np.float32)
 
 
-def _empty_actions(envs: VectorEnvs, capacity: int) -> np.ndarray:
+def empty_actions(envs: VectorEnvs, capacity: int) -> np.ndarray:
     space = envs.single_action_space
-    return np.zeros((capacity, *shape_of(space)), _dtype(space))
+    return np.zeros((capacity, *shape_of(space)), stored_dtype(space))
 
 
-def _position(added: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+def get_position(added: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
     return {"added": np.array(added), "rng": get_state(rng)["state"]}
 
 
-def _restore_position(state: Mapping[str, np.ndarray], rng: np.random.Generator) -> int:
+def set_position(state: Mapping[str, np.ndarray], rng: np.random.Generator) -> int:
     set_state(rng, {"state": state["rng"]})
     return int(state["added"])
 

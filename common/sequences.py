@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from common.environments import VectorEnvs, shape_of
 from common.errors import UserError
-from common.replay import (
-    _dtype,
-    _empty_actions,
-    _memory_available,
-    _position,
-    _restore_position,
-)
+from common.replay import empty_actions, get_position, set_position, stored_dtype, tell_size
 
 import numpy as np
 
@@ -61,15 +54,7 @@ def make_sequence_replay(
             f"{envs.num_envs} environments; choose at least {envs.num_envs * (length + 2)}"
         )
     size = SequenceReplay.bytes_needed(envs, capacity, memory_size)
-    if size > 100e6:
-        print(f"replay buffer: {capacity:,} observations, {size / 1e9:.2f} GB", file=sys.stderr)
-    available = _memory_available()
-    if available is not None and size > available:
-        fitting = int(capacity * available / size * 0.9)
-        raise UserError(
-            f"--buffer-size {capacity}: needs {size / 1e9:.1f} GB of memory, "
-            f"{available / 1e9:.1f} GB are free; choose at most {fitting}"
-        )
+    tell_size(size, capacity, "observations")
     return SequenceReplay(envs, capacity, length, memory_size, seed)
 
 
@@ -97,8 +82,8 @@ class SequenceReplay:
         n, space = envs.num_envs, envs.single_observation_space
         self.length = length
         self.ring = capacity // n
-        self.observation = np.zeros((n, self.ring, *shape_of(space)), _dtype(space))
-        actions = _empty_actions(envs, n * self.ring)
+        self.observation = np.zeros((n, self.ring, *shape_of(space)), stored_dtype(space))
+        actions = empty_actions(envs, n * self.ring)
         self.action = actions.reshape(n, self.ring, *actions.shape[1:])
         self.reward = np.zeros((n, self.ring), np.float32)
         self.terminated = np.zeros((n, self.ring), np.float32)
@@ -113,8 +98,8 @@ class SequenceReplay:
     def bytes_needed(envs: VectorEnvs, capacity: int, memory_size: int) -> int:
         """Memory of a full buffer, in bytes."""
         space = envs.single_observation_space
-        observation = int(np.prod(shape_of(space))) * _dtype(space).itemsize
-        return capacity * (observation + _empty_actions(envs, 1).nbytes + 4 * (4 + memory_size))
+        observation = int(np.prod(shape_of(space))) * stored_dtype(space).itemsize
+        return capacity * (observation + empty_actions(envs, 1).nbytes + 4 * (4 + memory_size))
 
     def __len__(self) -> int:
         """Transitions that are stored."""
@@ -195,11 +180,11 @@ class SequenceReplay:
     def get_state(self) -> dict[str, np.ndarray]:
         """What a checkpoint keeps: the filled part, the positions, the generator's state."""
         parts = dict(self._parts(self.count))
-        return parts | {"count": self.count} | _position(self.added, self.rng)
+        return parts | {"count": self.count} | get_position(self.added, self.rng)
 
     def set_state(self, state: Mapping[str, np.ndarray]) -> None:
         """Puts back what `get_state` gave."""
-        self.added = _restore_position(state, self.rng)
+        self.added = set_position(state, self.rng)
         self.count[:] = state["count"]
         for name, part in self._parts(self.count):
             part[...] = state[name]

@@ -121,6 +121,22 @@ def exact_facts(
     return {name: exact_return(policy, tabular_model(env, env_id), limit)}
 
 
+def learned_facts(
+    env: gym.Env, env_id: str, policy: np.ndarray, V: np.ndarray, seed: int
+) -> dict[str, float | None]:
+    """`value_start`, the learned value of where episodes begin, and `exact_facts` of the policy.
+
+    Args:
+        env: the environment.
+        env_id: its id.
+        policy: action of each state, [S].
+        V: learned value of each state, [S].
+        seed: the run's seed.
+    """
+    value_start = float(start_distribution(env, env_id, seed) @ V)
+    return {"value_start": value_start} | exact_facts(env, env_id, policy)
+
+
 def start_distribution(env: gym.Env, env_id: str, seed: int) -> np.ndarray:
     """P(s0), [S]: that of the transition table, elsewhere shares of `START_SAMPLES` resets.
 

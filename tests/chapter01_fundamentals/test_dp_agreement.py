@@ -8,7 +8,7 @@ from common.environments.tabular import Model, exact_return, tabular_model
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linprog
 
@@ -101,7 +101,21 @@ def test_every_improvement_improves(model, gamma, evaluation, seed):
         assert (gain >= promised - 2.0 * noise).all()
 
 
+# Here one sweep changes V by a millionth of the change before it, and later ones by more again.
+MISLEADING = Model(
+    np.array(
+        [
+            [[0.028, 1.5e-5], [5.8e-7, 0.99993], [0.99933, 1.3e-6], [0.964, 0.014]],
+            [[0.99984, 4e-11], [2.7e-6, 1e-18], [9e-5, 1e-22], [1.7e-8, 0.99999]],
+        ]
+    ),
+    np.array([[-1.0, 0.0, 1.0, 0.0], [0.0, 0.0, 2.0, 0.0]]),
+    np.array([0.13, 0.87]),
+)
+
+
 @given(models(), st.integers(0, 1000))
+@example(MISLEADING, 0)
 @settings(max_examples=40, deadline=None)
 def test_gamma_one_where_every_policy_ends(model, seed):
     # At least one step in ten ends the episode: values exist without discounting, too.
