@@ -24,6 +24,8 @@ Differs from the book
 3. The learning rate falls to 0 (`--no-anneal` keeps it). A greedy policy depends on small
    differences of Q, and full steps to the end can undo at the last moment what was learned.
 4. A time limit (`truncated`) does not end the MDP: only `terminated` stops the bootstrap in (2).
+5. `--huber-kappa 1` squares only errors up to 1 in (3), and larger ones count by their size, as
+   with the authors' clipped errors. Squared, LunarLander's rare crash (-100) drowns the rest.
 
 How to run
 ----------
@@ -98,6 +100,7 @@ class Config(RunConfig):
     learning_rate: float = 2.3e-3  # α, step size of Adam at the start
     anneal: bool = True  # learning rate falls linearly to 0 over the run
     gamma: float = 0.99  # γ, discount factor
+    huber_kappa: float = 0.0  # κ, errors beyond it count by their size; 0: all by their square
     hidden_sizes: tuple[int, ...] = (120, 84)  # units of the dense layers (images: Nature CNN)
     buffer_size: int = 100_000  # transitions in the replay buffer
     batch_size: int = 128  # B, transitions per gradient step
@@ -126,11 +129,19 @@ def epsilon_greedy(q_values: np.ndarray, epsilon: float, rng: np.random.Generato
     return np.where(rng.random(num_envs) < epsilon, random, greedy)
 
 
+def huber(td_error: tf.Tensor, kappa: float) -> tf.Tensor:
+    """error², and beyond |error| = κ the tangent of it, unless κ is 0; any shape."""
+    size = tf.abs(td_error)
+    tangent = kappa * (2.0 * size - kappa)
+    return tf.where(size > kappa, tangent, td_error**2) if kappa > 0.0 else td_error**2
+
+
 def build_train_step(
     q_network: keras.Model,
     target_network: keras.Model,
     optimizer: keras.optimizers.Optimizer,
     gamma: float,
+    huber_kappa: float = 0.0,
 ) -> Callable[[Batch], dict[str, tf.Tensor]]:
     """One gradient step on a batch; returns metrics."""
     variables = q_network.trainable_variables
@@ -142,7 +153,7 @@ def build_train_step(
             tape.watch([variable.value for variable in variables])
             q_value = tf.gather(q_network(batch.state), batch.action, batch_dims=1)  # [B]
             td_error = td_target - q_value  # [B]
-            loss = tf.reduce_mean(td_error**2)  # (3)
+            loss = tf.reduce_mean(huber(td_error, huber_kappa))  # (3)
         gradients = tape.gradient(loss, [variable.value for variable in variables])
         optimizer.apply(gradients, variables)
         return {
@@ -190,7 +201,9 @@ def train(config: Config) -> Result:
     run.track(replay=replay, rng=rng)
 
     q_values = forward(q_network)  # Q_θ for acting
-    train_step = build_train_step(q_network, target_network, optimizer, config.gamma)
+    train_step = build_train_step(
+        q_network, target_network, optimizer, config.gamma, config.huber_kappa
+    )
     train_steps = compiled(train_step, loop=True, xla=not images, refreshes=q_values)
     epsilon = linear_schedule(
         config.start_epsilon,

@@ -20,7 +20,7 @@ Equations
 Differs from the book
 ---------------------
 1. All of `dqn.py`'s differences: several environments, several updates in one call, a learning rate
-   that falls to 0, a bootstrap at time limits.
+   that falls to 0, a bootstrap at time limits, `--huber-kappa` against large errors.
 2. A sequence begins with the memory that the actor had there, stored beside the observation
    (`--zero-start-state`: with zeros, as in the paper). That memory was made by older weights, so
    the first `--burn-in` steps only bring it up to date and nothing is learned from them, as in
@@ -102,6 +102,7 @@ class Config(RunConfig):
     learning_rate: float = 2.3e-3  # α, step size of Adam at the start
     anneal: bool = True  # learning rate falls linearly to 0 over the run
     gamma: float = 0.99  # γ, discount factor
+    huber_kappa: float = 0.0  # κ, errors beyond it count by their size; 0: all by their square
     hidden_sizes: tuple[int, ...] = (64,)  # units of the dense layers (images: Nature CNN)
     buffer_size: int = 100_000  # observations in the replay buffer
     batch_size: int = 32  # B, sequences per gradient step
@@ -173,6 +174,13 @@ def epsilon_greedy(q_values: np.ndarray, epsilon: float, rng: np.random.Generato
     return np.where(rng.random(num_envs) < epsilon, random, greedy)
 
 
+def huber(td_error: tf.Tensor, kappa: float) -> tf.Tensor:
+    """error², and beyond |error| = κ the tangent of it, unless κ is 0; any shape."""
+    size = tf.abs(td_error)
+    tangent = kappa * (2.0 * size - kappa)
+    return tf.where(size > kappa, tangent, td_error**2) if kappa > 0.0 else td_error**2
+
+
 def build_train_step(
     q_network: QNetwork,
     target_network: QNetwork,
@@ -180,6 +188,7 @@ def build_train_step(
     gamma: float,
     burn_in: int,
     reward_scale: float,
+    huber_kappa: float = 0.0,
 ) -> Callable[[Sequences], dict[str, tf.Tensor]]:
     """One gradient step on a batch of sequences; returns metrics."""
     variables = q_network.trainable_variables
@@ -204,7 +213,7 @@ def build_train_step(
             tape.watch([variable.value for variable in variables])
             q_value = tf.gather(values(q_network, batch)[:, :-1], action, batch_dims=2)  # [B, T]
             td_error = mask * (td_target - q_value)  # [B, T]
-            loss = tf.reduce_sum(td_error**2) / steps  # (3)
+            loss = tf.reduce_sum(huber(td_error, huber_kappa)) / steps  # (3)
         gradients = tape.gradient(loss, [variable.value for variable in variables])
         optimizer.apply(gradients, variables)
         return {
@@ -257,7 +266,13 @@ def train(config: Config) -> Result:
 
     q_values = recurrent_forward(q_network.encoder, q_network.cell, q_network.head)  # Q_θ to act
     train_step = build_train_step(
-        q_network, target_network, optimizer, config.gamma, config.burn_in, config.reward_scale
+        q_network,
+        target_network,
+        optimizer,
+        config.gamma,
+        config.burn_in,
+        config.reward_scale,
+        config.huber_kappa,
     )
     train_steps = compiled(train_step, loop=True, xla=not images, refreshes=q_values)
     epsilon = linear_schedule(

@@ -22,7 +22,7 @@ Only (5) is new, in the head of the network: `python -m common.diff dueling_dqn 
 Differs from the book
 ---------------------
 1. As `dqn.py` does: environments step together, gradient steps come in blocks, the learning rate
-   falls to 0, and a time limit does not stop the bootstrap.
+   falls to 0, a time limit does not stop the bootstrap, `--huber-kappa` tames large errors in (3).
 2. The two streams share the units of the last hidden layer, half each, so that the network is as
    large as DQN's. The paper gives each stream as many as DQN has.
 
@@ -95,6 +95,7 @@ class Config(RunConfig):
     learning_rate: float = 2.3e-3  # α, step size of Adam at the start
     anneal: bool = True  # learning rate falls linearly to 0 over the run
     gamma: float = 0.99  # γ, discount factor
+    huber_kappa: float = 0.0  # κ, errors beyond it count by their size; 0: all by their square
     hidden_sizes: tuple[int, ...] = (120, 84)  # units of the dense layers (images: Nature CNN)
     buffer_size: int = 100_000  # transitions in the replay buffer
     batch_size: int = 128  # B, transitions per gradient step
@@ -129,11 +130,19 @@ def epsilon_greedy(q_values: np.ndarray, epsilon: float, rng: np.random.Generato
     return np.where(rng.random(num_envs) < epsilon, random, greedy)
 
 
+def huber(td_error: tf.Tensor, kappa: float) -> tf.Tensor:
+    """error², and beyond |error| = κ the tangent of it, unless κ is 0; any shape."""
+    size = tf.abs(td_error)
+    tangent = kappa * (2.0 * size - kappa)
+    return tf.where(size > kappa, tangent, td_error**2) if kappa > 0.0 else td_error**2
+
+
 def build_train_step(
     q_network: keras.Model,
     target_network: keras.Model,
     optimizer: keras.optimizers.Optimizer,
     gamma: float,
+    huber_kappa: float = 0.0,
 ) -> Callable[[Batch], dict[str, tf.Tensor]]:
     """One gradient step on a batch; returns metrics."""
     variables = q_network.trainable_variables
@@ -145,7 +154,7 @@ def build_train_step(
             tape.watch([variable.value for variable in variables])
             q_value = tf.gather(q_network(batch.state), batch.action, batch_dims=1)  # [B]
             td_error = td_target - q_value  # [B]
-            loss = tf.reduce_mean(td_error**2)  # (3)
+            loss = tf.reduce_mean(huber(td_error, huber_kappa))  # (3)
         gradients = tape.gradient(loss, [variable.value for variable in variables])
         optimizer.apply(gradients, variables)
         return {
@@ -193,7 +202,9 @@ def train(config: Config) -> Result:
     run.track(replay=replay, rng=rng)
 
     q_values = forward(q_network)  # Q_θ for acting
-    train_step = build_train_step(q_network, target_network, optimizer, config.gamma)
+    train_step = build_train_step(
+        q_network, target_network, optimizer, config.gamma, config.huber_kappa
+    )
     train_steps = compiled(train_step, loop=True, xla=not images, refreshes=q_values)
     epsilon = linear_schedule(
         config.start_epsilon,

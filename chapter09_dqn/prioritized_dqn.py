@@ -26,7 +26,7 @@ sum tree; here stand the weight in (3) and the errors that go back as priorities
 Differs from the book
 ---------------------
 1. As `dqn.py` does: environments step together, gradient steps come in blocks, the learning rate
-   falls to 0, and a time limit does not stop the bootstrap.
+   falls to 0, a time limit does not stop the bootstrap, `--huber-kappa` tames large errors in (3).
 2. All batches of a block are drawn before its first gradient step, so priorities are as old as the
    block. `--gradient-steps 1` draws anew for each step, as the paper does.
 3. Ranks are sorted anew when a quarter of them is out of date; a new one is found by bisection
@@ -101,6 +101,7 @@ class Config(RunConfig):
     learning_rate: float = 2.3e-3  # α, step size of Adam at the start
     anneal: bool = True  # learning rate falls linearly to 0 over the run
     gamma: float = 0.99  # γ, discount factor
+    huber_kappa: float = 0.0  # κ, errors beyond it count by their size; 0: all by their square
     hidden_sizes: tuple[int, ...] = (120, 84)  # units of the dense layers (images: Nature CNN)
     buffer_size: int = 100_000  # transitions in the replay buffer
     batch_size: int = 128  # B, transitions per gradient step
@@ -133,11 +134,19 @@ def epsilon_greedy(q_values: np.ndarray, epsilon: float, rng: np.random.Generato
     return np.where(rng.random(num_envs) < epsilon, random, greedy)
 
 
+def huber(td_error: tf.Tensor, kappa: float) -> tf.Tensor:
+    """error², and beyond |error| = κ the tangent of it, unless κ is 0; any shape."""
+    size = tf.abs(td_error)
+    tangent = kappa * (2.0 * size - kappa)
+    return tf.where(size > kappa, tangent, td_error**2) if kappa > 0.0 else td_error**2
+
+
 def build_train_step(
     q_network: keras.Model,
     target_network: keras.Model,
     optimizer: keras.optimizers.Optimizer,
     gamma: float,
+    huber_kappa: float = 0.0,
 ) -> Callable[[Batch, tf.Tensor], tuple[dict[str, tf.Tensor], tf.Tensor]]:
     """One gradient step on a weighted batch; returns metrics and TD errors [B]."""
     variables = q_network.trainable_variables
@@ -149,7 +158,7 @@ def build_train_step(
             tape.watch([variable.value for variable in variables])
             q_value = tf.gather(q_network(batch.state), batch.action, batch_dims=1)  # [B]
             td_error = td_target - q_value  # [B]
-            loss = tf.reduce_mean(weight * td_error**2)  # (3) NEW: weighted
+            loss = tf.reduce_mean(weight * huber(td_error, huber_kappa))  # (3) NEW: weighted
         gradients = tape.gradient(loss, [variable.value for variable in variables])
         optimizer.apply(gradients, variables)
         metrics = {
@@ -203,7 +212,9 @@ def train(config: Config) -> Result:
     run.track(replay=replay, rng=rng)
 
     q_values = forward(q_network)  # Q_θ for acting
-    train_step = build_train_step(q_network, target_network, optimizer, config.gamma)
+    train_step = build_train_step(
+        q_network, target_network, optimizer, config.gamma, config.huber_kappa
+    )
     train_steps = compiled(train_step, loop=True, xla=not images, refreshes=q_values)
     epsilon = linear_schedule(
         config.start_epsilon,

@@ -159,5 +159,6 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys("hidden_sizes head_sizes filters".split(), (_sizes, "at least 1 each")),
     "reward_scale": (_positive, "greater than 0"),
     "burn_in": (_not_negative, "0 or more"),
+    "huber_kappa": (_not_negative, "0 or more"),
     "flicker": (_fraction, "between 0 and 1"),
 }
