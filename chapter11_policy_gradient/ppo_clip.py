@@ -25,6 +25,8 @@ Differs from the book
    falls to 0 (`--no-anneal` keeps it). All three are in the authors' own code.
 4. Besides the book's continuous actions, discrete ones: a softmax instead of a Gaussian.
 5. A time limit (`truncated`) does not end the MDP: V of the last observation still counts in (1).
+6. `--normalize` divides observations and rewards by their running deviations, which are kept with
+   the network. The numbers of MuJoCo's robots are of very different sizes.
 
 How to run
 ----------
@@ -58,6 +60,7 @@ from common.environments import is_image, make_envs, successor
 from common.errors import UserError
 from common.evaluation import report
 from common.networks import body
+from common.normalize import Normalizer
 from common.policies import categorical, diagonal_gaussian, rescale_action
 from common.returns import gae
 from common.run import Policy, Result, Run
@@ -91,6 +94,7 @@ class Config(RunConfig):
     value_coefficient: float = 0.5  # c_v, weight of the value network's loss
     max_grad_norm: float = 0.5  # longest gradient, over all weights together
     hidden_sizes: tuple[int, ...] = (64, 64)  # units of the dense layers (images: Nature CNN)
+    normalize: bool = False  # observations and rewards to unit scale, by their running moments
 
 
 class Samples(NamedTuple):
@@ -206,24 +210,27 @@ def build_update(
     return update
 
 
-def greedy_policy(outputs: Callable[[np.ndarray], np.ndarray], actions: Actions) -> Policy:
+def greedy_policy(
+    outputs: Callable[[np.ndarray], np.ndarray], actions: Actions, normalizer: Normalizer
+) -> Policy:
     """The most probable action: argmax of the logits, or the Gaussian's mean."""
     if actions.discrete:
-        return lambda state: outputs(state).argmax(axis=1)
-    return lambda state: actions.to_environment(outputs(state))
+        return lambda state: outputs(normalizer.normalize(state)).argmax(axis=1)
+    return lambda state: actions.to_environment(outputs(normalizer.normalize(state)))
 
 
 def train(config: Config) -> Result:
     """Trains an agent; see `Config` for everything that can be set."""
     check(config)
     envs = make_envs(config.env_id, config.num_envs)
+    space, hidden_sizes = envs.single_observation_space, config.hidden_sizes
+    normalizer = Normalizer(space, config.num_envs, config.gamma, config.normalize)
     run = Run(config, __file__, envs)
-    images = is_image(envs.single_observation_space)
+    images = is_image(space)
     use_threads(2, 2) if images else use_threads(2, 1)  # measured, see benchmarks/README.md
     keras.utils.set_random_seed(config.seed)
 
     actions = Actions(envs.single_action_space)
-    space, hidden_sizes = envs.single_observation_space, config.hidden_sizes
     policy_network = build_network(space, actions.outputs, hidden_sizes, gain=0.01)
     value_network = build_network(space, 1, hidden_sizes, gain=1.0)
     optimizer = keras.optimizers.Adam(
@@ -232,7 +239,7 @@ def train(config: Config) -> Result:
     rng = np.random.default_rng([config.seed, 1])
     update = build_update(policy_network, value_network, actions, optimizer, config)
     run.track(policy_network=policy_network, value_network=value_network, optimizer=optimizer)
-    run.track(log_std=actions, rng=rng)
+    run.track(log_std=actions, normalizer=normalizer, rng=rng)
 
     # After `track`, which may have put other weights in place: `forward` copies them.
     policy_outputs = forward(policy_network)  # logits or means, for acting
@@ -253,13 +260,15 @@ def train(config: Config) -> Result:
         std = np.exp(np.asarray(actions.log_std))
         trajectory = []
         for _ in range(config.num_steps):
-            action = actions.sample(policy_outputs(state), std, rng)
+            observed = normalizer.observe(state)
+            action = actions.sample(policy_outputs(observed), std, rng)
             next_state, reward, terminated, truncated, info = envs.step(
                 actions.to_environment(action)
             )
             clipped = np.sign(reward) if envs.is_atari else reward  # Atari scores differ by game
-            final_state = successor(next_state, info)
-            trajectory.append((state, action, clipped, final_state, terminated, truncated))
+            scaled = normalizer.scale(clipped, terminated, truncated)
+            final_state = normalizer.normalize(successor(next_state, info))
+            trajectory.append((observed, action, scaled, final_state, terminated, truncated))
             state = next_state
 
         # Each [T, N, ...]; the networks see them as one batch of B = T N samples.
@@ -278,7 +287,7 @@ def train(config: Config) -> Result:
         orders = np.reshape(orders, (-1, config.minibatch_size))  # [epochs * minibatches, size]
         run.log(update(samples, orders, learning_rate(step)))
         run.log({"train/learning_rate": learning_rate(step)})
-    return run.finish(greedy_policy(policy_outputs, actions))
+    return run.finish(greedy_policy(policy_outputs, actions, normalizer))
 
 
 def flatten(array: np.ndarray) -> np.ndarray:
@@ -305,11 +314,11 @@ def load_policy(config: Config) -> Policy:
     """The greedy policy of a finished or interrupted run, for `python -m common.play`."""
     envs = make_envs(config.env_id, 1)
     actions = Actions(envs.single_action_space)
-    policy_network = build_network(
-        envs.single_observation_space, actions.outputs, config.hidden_sizes, gain=0.01
-    )
-    restore_latest(config.resume, policy_network=policy_network)
-    return greedy_policy(forward(policy_network), actions)
+    space = envs.single_observation_space
+    normalizer = Normalizer(space, config.num_envs, config.gamma, config.normalize)
+    policy_network = build_network(space, actions.outputs, config.hidden_sizes, gain=0.01)
+    restore_latest(config.resume, policy_network=policy_network, normalizer=normalizer)
+    return greedy_policy(forward(policy_network), actions, normalizer)
 
 
 @command

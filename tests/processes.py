@@ -27,7 +27,7 @@ PPO = """--env-id odd_environments:MortalCartPole-v0 --total-timesteps 16000 --c
     --num-envs 4 --num-steps 16 --num-epochs 2 --minibatch-size 32 --eval-episodes 3""".split()
 PENDULUM = """--env-id odd_environments:MortalPendulum-v0 --total-timesteps 4800
     --checkpoint-every 1280 --num-envs 4 --num-steps 16 --num-epochs 2 --minibatch-size 32
-    --eval-episodes 2""".split()
+    --eval-episodes 2 --normalize""".split()
 PONG = """--env-id ALE/Pong-v5 --num-envs 2 --total-timesteps 400 --checkpoint-every 102
     --learning-starts 20 --train-frequency 10 --gradient-steps 2 --batch-size 4 --buffer-size 200
     --target-frequency 50 --eval-episodes 1""".split()
