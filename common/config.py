@@ -159,6 +159,11 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys("hidden_sizes head_sizes filters".split(), (_sizes, "at least 1 each")),
     "reward_scale": (_positive, "greater than 0"),
     "burn_in": (_not_negative, "0 or more"),
+    **dict.fromkeys(
+        "noise_std noise_theta smoothing_std smoothing_clip".split(), (_not_negative, "0 or more")
+    ),
+    "noise_dt": (_positive, "greater than 0"),
+    "policy_delay": (_at_least_one, "at least 1"),
     "huber_kappa": (_not_negative, "0 or more"),
     "flicker": (_fraction, "between 0 and 1"),
 }

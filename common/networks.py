@@ -157,3 +157,15 @@ def copy_weights(source: keras.Model, target: keras.Model) -> None:
     # Not `variables`: the states of random generators are among these.
     for theta, theta_target in zip(source.weights, target.weights, strict=True):
         theta_target.assign(theta)
+
+
+def soft_update(source: keras.Model, target: keras.Model, polyak: float) -> None:
+    """θ' <- (1 - polyak) θ' + polyak θ; for use in compiled functions.
+
+    Args:
+        source: θ, the network that learns.
+        target: θ', the network that follows it.
+        polyak: share of θ; 1 copies.
+    """
+    for theta, theta_target in zip(source.weights, target.weights, strict=True):
+        theta_target.assign_add(polyak * (theta.value - theta_target.value))

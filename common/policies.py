@@ -84,3 +84,32 @@ def require_discrete(space: gym.Space, env_id: str, instead: str) -> int:
     if space.start != 0:
         raise UserError(f"--env-id {env_id}: actions start at {space.start}; they must start at 0")
     return int(space.n)
+
+
+def require_bounded_box(space: gym.Space, env_id: str, instead: str) -> gym.spaces.Box:
+    """The space itself, if it is a Box with finite bounds.
+
+    Args:
+        space: the environment's action space.
+        env_id: for the error message.
+        instead: a script that takes Box actions without bounds, e.g. "ppo_clip.py".
+
+    Raises:
+        UserError: the actions are discrete, or a component's bounds are infinite or the same.
+    """
+    if not isinstance(space, gym.spaces.Box):
+        raise UserError(
+            f"--env-id {env_id}: actions are discrete ({space}), this script needs continuous "
+            f"ones; use dqn.py or ppo_clip.py"
+        )
+    if not (np.isfinite(space.low).all() and np.isfinite(space.high).all()):
+        raise UserError(
+            f"--env-id {env_id}: actions have no finite bounds ({space}), this script needs them; "
+            f"use {instead}"
+        )
+    if not (space.low < space.high).all():
+        raise UserError(
+            f"--env-id {env_id}: a component of the actions has no width ({space}); "
+            "leave it out of the action space"
+        )
+    return space
