@@ -44,13 +44,22 @@ def check_config(config: Any) -> None:
             raise UserError(f"{flag} {given}: must be {rule[1]}")
 
 
-def check_replay_config(config: Any) -> None:
+def check_replay_config(config: Any, forks: bool = False) -> None:
     """`check_config`, and what the flags of a script with a replay buffer must be to each other.
+
+    Args:
+        config: the hyperparameters.
+        forks: whether the network forks in its last hidden layer, so that there must be one.
 
     Raises:
         UserError: naming the flag, what was given and what would work.
     """
     check_config(config)
+    if forks and not config.hidden_sizes:
+        raise UserError(
+            "--hidden-sizes: must name at least one layer, in which the network forks; "
+            "--hidden-sizes 84 would do"
+        )
     if config.batch_size > config.buffer_size:
         raise UserError(
             f"--batch-size {config.batch_size}: larger than --buffer-size {config.buffer_size}; "
@@ -118,7 +127,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
             "gradient_steps target_frequency num_steps num_epochs minibatch_size eval_episodes "
             "max_sweeps max_improvements num_runs n_step hidden_units sequence_length num_samples "
             "num_visitors num_logs num_users max_steps run_episodes steps_per_call latent_size "
-            "repeats lstm_units"
+            "repeats lstm_units value_steps"
         ).split(),
         (_at_least_one, "at least 1"),
     ),
@@ -137,7 +146,10 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
         (_fraction, "between 0 and 1"),
     ),
     **dict.fromkeys(
-        "learning_rate clip_epsilon max_grad_norm theta adam_epsilon temperature".split(),
+        (
+            "learning_rate value_learning_rate clip_epsilon max_grad_norm theta adam_epsilon "
+            "temperature"
+        ).split(),
         (_positive, "greater than 0"),
     ),
     **dict.fromkeys(
