@@ -41,6 +41,14 @@ RAINBOW = [*PRIORITIZED, "--num-atoms", "11", "--n-step", "3"]
 SMALL_PONG = [*PONG, "--frame-size", "42"]
 RAINBOW_PONG = [*SMALL_PONG, "--num-atoms", "11", "--v-min", "-2", "--v-max", "2", "--n-step", "3"]
 
+# An iteration of REINFORCE lasts as long as its longest episode, and the cut ends it. The pendulum
+# for what a Gaussian policy has to remember.
+REINFORCE = """--env-id odd_environments:MortalCartPole-v0 --num-envs 4 --total-timesteps 3200
+    --checkpoint-every 1200 --hidden-sizes 16 --eval-episodes 2""".split()
+REINFORCE_PENDULUM = ["--env-id", "odd_environments:MortalPendulum-v0", *REINFORCE[2:]]
+ACTOR_CRITIC = [*REINFORCE_PENDULUM, "--total-timesteps", "1600", "--checkpoint-every", "600"]
+A2C = ["--env-id", "odd_environments:MortalCartPole-v0", *ACTOR_CRITIC[2:]]
+
 
 def start(script, *args, cwd, env=None, **options):
     """Starts a script by its key in SCRIPTS; the caller waits for it or kills it."""

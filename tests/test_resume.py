@@ -6,6 +6,8 @@ import signal
 
 from common import checkpoint
 from tests.processes import (
+    A2C,
+    ACTOR_CRITIC,
     DQN,
     PENDULUM,
     PONG,
@@ -13,6 +15,8 @@ from tests.processes import (
     PRIORITIZED,
     RAINBOW,
     RAINBOW_PONG,
+    REINFORCE,
+    REINFORCE_PENDULUM,
     SMALL_PONG,
     TIMEOUT,
     checkpoints,
@@ -111,6 +115,30 @@ def test_ppo_with_box_actions(uninterrupted, tmp_path):
     assert checkpoints(run_dir) == [1280, 2560]
     run_to_end("ppo", "--resume", run_dir, cwd=tmp_path)
     assert_same_run(run_dir, uninterrupted("pendulum"))
+
+
+@pytest.mark.parametrize(
+    ("script", "args", "at"),
+    [
+        ("reinforce", REINFORCE, 1700),
+        ("reinforce_baseline", REINFORCE_PENDULUM, 1700),
+        ("actor_critic", ACTOR_CRITIC, 900),
+        ("a2c", A2C, 900),
+    ],
+)
+def test_neighbours_of_ppo_killed_in_training(script, args, at, tmp_path):
+    whole, run_dir = tmp_path / "whole", tmp_path / "run"
+    uninterrupted = start(script, *args, "--run-dir", whole, cwd=tmp_path)
+    run_until_killed(script, *args, "--run-dir", run_dir, cwd=tmp_path, at=at)
+    assert len(checkpoints(run_dir)) == 1
+    run_to_end(script, "--resume", run_dir, cwd=tmp_path)
+    status, _, err = finish(uninterrupted)
+    assert status == 0, err
+    assert_same_run(run_dir, whole)
+    with np.load(checkpoint.latest(run_dir)) as ours, np.load(checkpoint.latest(whole)) as same:
+        assert set(ours.files) == set(same.files)
+        for name in set(ours.files) - {"meta"}:  # which tells the time
+            np.testing.assert_array_equal(ours[name], same[name], err_msg=name)
 
 
 def test_an_environment_that_remembers_earlier_episodes(tmp_path):

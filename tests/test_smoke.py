@@ -42,6 +42,9 @@ def test_value_iteration_called_from_python(tmp_path):
 DQN = """total_timesteps=400 num_envs=4 learning_starts=100 train_frequency=20 gradient_steps=2
     batch_size=8 buffer_size=200 eval_episodes=1"""
 PPO = """total_timesteps=64 num_envs=2 num_steps=8 num_epochs=1 minibatch_size=8 eval_episodes=1"""
+# Every checkpoint cuts the episodes, and that ends an iteration.
+REINFORCE = "total_timesteps=96 num_envs=2 checkpoint_every=32 eval_episodes=1"
+A2C = "total_timesteps=40 num_envs=2 num_steps=5 eval_episodes=1"
 
 
 @pytest.mark.parametrize(
@@ -49,6 +52,11 @@ PPO = """total_timesteps=64 num_envs=2 num_steps=8 num_epochs=1 minibatch_size=8
     [
         ("dqn", "Taxi-v4", DQN),  # Discrete observations
         ("dueling_dqn", "ALE/Pong-v5", DQN + " frame_size=42"),  # images; XLA is off
+        ("reinforce", "FrozenLake-v1", REINFORCE),
+        ("reinforce_reward_to_go", "Pendulum-v1", REINFORCE),
+        ("reinforce_baseline", "ALE/Pong-v5", REINFORCE),
+        ("actor_critic", "FrozenLake-v1", "total_timesteps=40 num_envs=2 eval_episodes=1"),
+        ("a2c", "ALE/Pong-v5", A2C),
         ("ppo", "FrozenLake-v1", PPO),
         ("ppo", "ALE/Pong-v5", PPO),  # images
     ],
@@ -60,7 +68,7 @@ def test_train_called_from_python(script, env_id, settings, tmp_path):
     result = module.train(config)
     rows = read_metrics(tmp_path / "run")
     assert rows["step"][-1] == result.total_timesteps == config.total_timesteps
-    loss = rows["train/policy_loss" if script == "ppo" else "train/loss"]
+    loss = rows["train/loss" if "train/loss" in rows else "train/policy_loss"]
     assert np.isfinite(loss[~np.isnan(loss)]).all()
     assert (~np.isnan(loss)).sum() >= 2
     # The policy that comes back plays one or many environments.
