@@ -166,14 +166,15 @@ def build_update(
 
     def update(batch: Samples, learning_rate: tf.Tensor) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
         optimizer.learning_rate.assign(learning_rate)
-        shape = batch.reward.shape
+        reward = tf.cast(batch.reward, tf.float32)  # Atari games count in whole numbers
+        shape = reward.shape
         next_value = tf.reshape(value_network(batch.next_state), shape)  # [T, N]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch([variable.value for variable in variables])
             policy = actions.distribution(policy_network(batch.state))
             log_prob = policy.log_prob(batch.action)  # [B]
             value = tf.reshape(value_network(batch.state), shape)  # [T, N]
-            td_target = batch.reward + config.gamma * (1.0 - batch.terminated) * next_value
+            td_target = reward + config.gamma * (1.0 - batch.terminated) * next_value  # [T, N]
             td_error = tf.stop_gradient(td_target - value)  # [T, N] (1)
             # NEW: the surprises of the steps that follow count as well.
             advantage = sum_ahead(td_error, batch, config.gamma * config.gae_lambda)  # (2)

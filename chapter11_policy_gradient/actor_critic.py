@@ -149,6 +149,7 @@ def build_update(
 
     def update(batch: Samples, learning_rate: tf.Tensor) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
         optimizer.learning_rate.assign(learning_rate)
+        reward = tf.cast(batch.reward, tf.float32)  # Atari games count in whole numbers
         # NEW: V of the next state stands for all the rewards that will follow.
         next_value = tf.squeeze(value_network(batch.next_state), axis=1)  # [B]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
@@ -156,7 +157,7 @@ def build_update(
             policy = actions.distribution(policy_network(batch.state))
             log_prob = policy.log_prob(batch.action)  # [B]
             value = tf.squeeze(value_network(batch.state), axis=1)  # [B]
-            td_target = batch.reward + config.gamma * (1.0 - batch.terminated) * next_value  # [B]
+            td_target = reward + config.gamma * (1.0 - batch.terminated) * next_value  # [B]
             td_error = td_target - value  # [B] (1)
             policy_loss = -tf.reduce_mean(log_prob * tf.stop_gradient(td_error))  # (2)
             value_loss = tf.reduce_mean(td_error**2)  # (3)

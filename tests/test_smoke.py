@@ -52,11 +52,12 @@ A2C = "total_timesteps=40 num_envs=2 num_steps=5 eval_episodes=1"
     [
         ("dqn", "Taxi-v4", DQN),  # Discrete observations
         ("dueling_dqn", "ALE/Pong-v5", DQN + " frame_size=42"),  # images; XLA is off
+        ("drqn", "ALE/Pong-v5", DQN + " frame_size=42 flicker=1"),
         ("reinforce", "FrozenLake-v1", REINFORCE),
         ("reinforce_reward_to_go", "Pendulum-v1", REINFORCE),
         ("reinforce_baseline", "ALE/Pong-v5", REINFORCE),
         ("actor_critic", "FrozenLake-v1", "total_timesteps=40 num_envs=2 eval_episodes=1"),
-        ("a2c", "ALE/Pong-v5", A2C),
+        ("a2c", "ALE/Pong-v5", A2C),  # its rewards are whole numbers
         ("ppo", "FrozenLake-v1", PPO),
         ("ppo", "ALE/Pong-v5", PPO),  # images
     ],
