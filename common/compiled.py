@@ -11,6 +11,11 @@ import common.quiet  # noqa: F401
 import numpy as np
 import tensorflow as tf
 
+# Without XLA, this pass of TensorFlow 2.21 now and then drops the edge by which a weight is read
+# before its update and again after it, where one function does both: losses came out wrong in one
+# of two compilations.
+tf.config.optimizer.set_experimental_options({"dependency_optimization": False})
+
 
 class Twin(Protocol):
     """A copy of a network's weights outside TensorFlow; see `common.acting`."""

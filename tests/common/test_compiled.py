@@ -279,3 +279,8 @@ def test_name_and_docstring_stay():
         return x
 
     assert (train_step.__name__, train_step.__doc__) == ("train_step", "One step.")
+
+
+def test_reads_and_updates_of_weights_keep_their_order():
+    """With this pass, some compilations of SAC's update read weights too late or too early."""
+    assert tf.config.optimizer.get_experimental_options()["dependency_optimization"] is False
