@@ -36,7 +36,9 @@ How to run
 
 Expected
 --------
-Measured: -148.3 mean return (seed 0 alone, 20,000 steps), 264 s on two busy CPU cores
+Measured: -146.9 and -155.2 mean return (seeds 0 and 1), 4 minutes on two busy CPU cores
+
+Pendulum-v1, 10,000 steps, 100 greedy episodes. Random play earns -1230.
 
 Paper
 -----

@@ -32,10 +32,18 @@ Differs from the book
 How to run
 ----------
     python chapter11_policy_gradient/td3.py
+    python chapter11_policy_gradient/td3.py --env-id MountainCarContinuous-v0 \
+        --total-timesteps 30_000 --noise ou --noise-std 0.5 --noise-dt 0.1 --gamma 0.99 \
+        --hidden-sizes 64 64 --batch-size 128 --train-frequency 32 --gradient-steps 32
 
 Expected
 --------
-Measured: -142.2 mean return (seed 0 alone, 10,000 steps), 270 s on two busy CPU cores
+Measured: -142.2 and -152.8 mean return (seeds 0 and 1), 5 minutes on two busy CPU cores
+
+Pendulum-v1, 10,000 steps, 100 greedy episodes. Random play earns -1230.
+MountainCarContinuous-v0 by the second command, 30,000 steps: 92.5 and 91.9 (seeds 0 and 1), 2
+minutes on the same busy cores. Independent noise does not get the car out of the valley; this
+process, which pushes for a while in one direction, does in three episodes of four.
 
 Paper
 -----
@@ -65,7 +73,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-TARGETS = {"Pendulum-v1": -200.0}  # mean return over 100 episodes that counts as solved
+TARGETS = {
+    "Pendulum-v1": -200.0,
+    "MountainCarContinuous-v0": 90.0,
+}  # mean return over 100 episodes that counts as solved
 
 
 @dataclass(frozen=True)

@@ -72,6 +72,7 @@ def run_seeds(script: str, flags: list[str], folder: Path, capsys) -> tuple[list
 
 CARTPOLE_WITHOUT_VELOCITIES = "common.environments.partial:CartPoleNoVelocity-v0"
 DQN_FAMILY = ("dqn", "double_dqn", "dueling_dqn", "prioritized_dqn", "rainbow")
+OFF_POLICY = ("ddpg", "td3", "sac")
 
 
 @pytest.mark.parametrize(
@@ -91,6 +92,8 @@ DQN_FAMILY = ("dqn", "double_dqn", "dueling_dqn", "prioritized_dqn", "rainbow")
         ("chapter11_policy_gradient/a2c.py", "LunarLander-v3", 100.0, 300.0),
         ("chapter11_policy_gradient/ppo_clip.py", None, 475.0, 60.0),
         ("chapter11_policy_gradient/ppo_clip.py", "Pendulum-v1", -300.0, 180.0),
+        *[(f"chapter11_policy_gradient/{stem}.py", None, -200.0, 300.0) for stem in OFF_POLICY],
+        ("chapter11_policy_gradient/td3.py", "MountainCarContinuous-v0", 90.0, 300.0),
     ],
 )
 def test_target(tmp_path, capsys, script, containing, target, budget):
@@ -98,6 +101,7 @@ def test_target(tmp_path, capsys, script, containing, target, budget):
     evaluations, longest = run_seeds(script, flags, tmp_path, capsys)
     assert all(result["episodes"] == 100 for result in evaluations)
     default = CARTPOLE_WITHOUT_VELOCITIES if "drqn" in script else "CartPole-v1"
+    default = "Pendulum-v1" if Path(script).stem in OFF_POLICY else default
     assert all(result["env_id"] == (containing or default) for result in evaluations)
     assert median(result["mean_return"] for result in evaluations) >= target
     assert longest <= budget  # seconds on two CPU cores, evaluation included
