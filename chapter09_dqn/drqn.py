@@ -5,15 +5,15 @@ Book: chapter 9, Deep Q Network and Its Variants, "Deep recurrent Q network"
 Idea
 ----
 Often one observation o is not the whole state: a picture of a ball does not tell where it flies.
-An LSTM carries a memory m from step to step, and Q is computed from it. The network is trained on
+An LSTM carries a memory m from step to step, and Q is computed from both. The network is trained on
 sequences instead of single transitions, so that gradients flow back through time. The default
 environment is CartPole without its two velocities, at which no DQN can balance for long.
 
 Equations
 ---------
-    a = argmax_a Q_θ(m, a) with probability 1 - ε, else any action                        (1)
-    y = r + γ (1 - terminated) max_a' Q_θ'(m', a')                                        (2)
-    L(θ) = mean over the steps of the batch after each burn-in of (y - Q_θ(m, a))²        (3)
+    a = argmax_a Q_θ(o, m, a) with probability 1 - ε, else any action                     (1)
+    y = r + γ (1 - terminated) max_a' Q_θ'(o', m', a')                                    (2)
+    L(θ) = mean over the steps of the batch after each burn-in of (y - Q_θ(o, m, a))²     (3)
     θ' <- θ every C steps                                                                 (4)
     m_t = LSTM_θ(o_t, a_{t-1}, m_{t-1}), with m_{t-1} = 0 where an episode begins         (5)
 
@@ -27,8 +27,9 @@ Differs from the book
    R2D2. Zeros would never show the network a memory that is older than the sequence.
 3. The LSTM also sees the last action. A push changes CartPole's velocities at once, but the
    positions only a step later: without it, the velocities would be known only up to a push.
-4. Q is computed from the LSTM's output and the features of the observation side by side: through
-   the LSTM alone, the limits beyond which an episode ends came out blurred.
+4. Q is computed from the LSTM's output and the features of the observation side by side, by a
+   dense layer more (`--head-sizes`): through the LSTM alone, the limits beyond which an episode
+   ends came out blurred. The paper's LSTM replaces the last hidden layer, and Q follows at once.
 5. The network learns `--reward-scale` times the rewards. An LSTM's output lies between -1 and 1:
    on its way to values near 100 its gates saturate and stop learning.
 6. Sequences begin anywhere and run on into the next episode, where the memory is 0 again (5).
@@ -70,7 +71,7 @@ from common.checkpoint import restore_latest
 from common.cli import command, parse
 from common.compiled import compiled, use_threads
 from common.config import RunConfig, check_replay_config
-from common.environments import is_image, make_envs, new_episodes, successor
+from common.environments import atari_kwargs, is_image, make_envs, new_episodes, successor
 from common.evaluation import report
 from common.memory import GreedyMemoryPolicy, note_actions
 from common.networks import body, copy_weights, mlp
@@ -99,6 +100,7 @@ class Config(RunConfig):
     seed: int = 0  # of everything random
     total_timesteps: int = 60_000  # environment steps, all environments together
     num_envs: int = 8  # environments that step side by side
+    frame_size: int = 84  # pixels on each side of an Atari frame
     learning_rate: float = 2.3e-3  # α, step size of Adam at the start
     anneal: bool = True  # learning rate falls linearly to 0 over the run
     gamma: float = 0.99  # γ, discount factor
@@ -127,7 +129,7 @@ class QNetwork(keras.Model):  # NEW
     """Q_θ: what was observed and remembered -> one value per action, and the memory after it."""
 
     def __init__(self, observation_space: gym.Space, num_actions: int, config: Config) -> None:
-        """Dense layers or convolutions for each observation, an LSTM across time, a linear head."""
+        """Dense layers or convolutions for each observation, an LSTM across time, dense layers."""
         super().__init__()
         inputs, features = body(observation_space, config.hidden_sizes)
         self.encoder = keras.Model(inputs, features)
@@ -193,7 +195,7 @@ def build_train_step(
     """One gradient step on a batch of sequences; returns metrics."""
     variables = q_network.trainable_variables
 
-    def values(network: QNetwork, batch: Sequences) -> tf.Tensor:
+    def values(network: QNetwork, batch: Sequences) -> tf.Tensor:  # NEW
         """Q of the steps after the burn-in, which is not learned from; [B, T + 1, A]."""
         action = tf.pad(batch.action, [[0, 0], [0, 1]])  # what follows the last one plays no role
         slots, memory = (batch.observation, action, batch.begins), batch.memory
@@ -223,12 +225,6 @@ def build_train_step(
         }
 
     return train_step
-
-
-def env_kwargs(config: Config) -> dict[str, Any]:
-    """NEW: an Atari game shows one frame a step, which may flicker; the memory does the rest."""
-    atari = {"stack_num": 1} if config.env_id.startswith("ALE/") else {}
-    return atari | ({"flicker": config.flicker} if config.flicker else {})
 
 
 def train(config: Config) -> Result:
@@ -283,7 +279,7 @@ def train(config: Config) -> Result:
 
     true_returns = TrueReturns(config.num_envs, config.gamma)  # beside train/q_value
     state, _ = envs.reset(seed=run.reset_seed)
-    begins = np.ones(config.num_envs, bool)
+    begins = np.ones(config.num_envs, bool)  # NEW: where an episode begins
     for step in run.steps(config.total_timesteps, config.num_envs):
         memory[begins] = 0.0  # NEW: (5)
         q_value, next_memory = q_values(state, memory)
@@ -292,7 +288,7 @@ def train(config: Config) -> Result:
         clipped = np.sign(reward) if envs.is_atari else reward  # Atari scores differ by game
         start = np.zeros_like(memory) if config.zero_start_state else memory  # NEW: stored
         final_state = successor(next_state, info)
-        replay.add(state, action, clipped, final_state, terminated, begins, start)
+        replay.add(state, action, clipped, final_state, terminated, begins, start)  # NEW: begins
         true_return, states = true_returns.add(clipped, terminated, truncated)
         run.log({"train/true_return": true_return}, weight=states)
         state, begins = next_state, new_episodes(info, config.num_envs)
@@ -306,6 +302,14 @@ def train(config: Config) -> Result:
         if run.every(config.target_frequency):
             copy_weights(q_network, target_network)  # (4)
     return run.finish(GreedyMemoryPolicy(q_values, memory_size))
+
+
+def env_kwargs(config: Config) -> dict[str, Any]:
+    """What the environment's constructor gets."""
+    # NEW: an Atari game shows one frame a step, which may flicker; the memory does the rest
+    one_frame = {"stack_num": 1} if config.env_id.startswith("ALE/") else {}
+    flicker = {"flicker": config.flicker} if config.flicker else {}
+    return atari_kwargs(config.env_id, config.frame_size) | one_frame | flicker
 
 
 def load_policy(config: Config) -> Policy:

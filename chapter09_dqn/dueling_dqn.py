@@ -24,14 +24,15 @@ Differs from the book
 1. As `dqn.py` does: environments step together, gradient steps come in blocks, the learning rate
    falls to 0, a time limit does not stop the bootstrap, `--huber-kappa` tames large errors in (3).
 2. The two streams share the units of the last hidden layer, half each, so that the network is as
-   large as DQN's. The paper gives each stream as many as DQN has.
+   large as DQN's. The paper gives each stream as many as DQN has. It also scales the gradient that
+   comes out of the streams by 1/√2 and limits its length, which is left out here.
 
 How to run
 ----------
     python chapter09_dqn/dueling_dqn.py
     python chapter09_dqn/dueling_dqn.py --env-id LunarLander-v3 --total-timesteps 150_000 \
-        --hidden-sizes 256 256 --learning-rate 6.3e-4 --buffer-size 50_000 --batch-size 128 \
-        --train-frequency 64 --gradient-steps 16 --target-frequency 256 --end-epsilon 0.1 \
+        --hidden-sizes 256 256 --learning-rate 6.3e-4 --huber-kappa 1 --buffer-size 150_000 \
+        --train-frequency 64 --gradient-steps 32 --target-frequency 128 --end-epsilon 0.1 \
         --exploration-fraction 0.12
     python chapter09_dqn/dueling_dqn.py --env-id Acrobot-v1 --total-timesteps 100_000 \
         --hidden-sizes 256 256 --learning-rate 6.3e-4 --buffer-size 50_000 --batch-size 128 \
@@ -47,8 +48,8 @@ Expected
 Measured: 500.0 mean return (seeds 0, 1, 2: 500.0 each), 19 s on two CPU cores
 
 CartPole-v1, 75,000 steps, 100 greedy episodes. Random play earns 22.7.
-LunarLander-v3 by the second command: -59.7 (seed 0 alone), a lander that hovers and never lands.
-Acrobot's and Pong's commands were not run to their end.
+LunarLander-v3 and Acrobot-v1 by the next commands, seeds 0, 1, 2: 95.6, 196.2, 196.6 and -78.6,
+ACU. Pong's command was not run to its end.
 
 Paper
 -----
@@ -66,7 +67,6 @@ from common.cli import command, parse
 from common.compiled import compiled, use_threads
 from common.config import RunConfig, check_replay_config
 from common.environments import atari_kwargs, is_image, make_envs, successor
-from common.errors import UserError
 from common.evaluation import report
 from common.networks import copy_weights, trunk
 from common.policies import require_discrete
@@ -175,7 +175,7 @@ def train(config: Config) -> Result:
     """Trains an agent; see `Config` for everything that can be set."""
     envs = make_envs(config.env_id, config.num_envs, **env_kwargs(config))
     num_actions = require_discrete(envs.single_action_space, config.env_id, "ppo_clip.py")
-    check(config)
+    check_replay_config(config, forks=True)  # NEW
     replay = make_replay(envs, config.buffer_size, seed=config.seed)
     run = Run(config, __file__, envs)
     if envs.is_atari and config.learning_rate == Config.learning_rate:
@@ -235,16 +235,6 @@ def train(config: Config) -> Result:
 def env_kwargs(config: Config) -> dict[str, Any]:
     """What the environment's constructor gets."""
     return atari_kwargs(config.env_id, config.frame_size)
-
-
-def check(config: Config) -> None:
-    """Rejects hyperparameters that make no sense, alone or together."""
-    check_replay_config(config)
-    if not config.hidden_sizes:
-        raise UserError(
-            "--hidden-sizes: must name at least one layer, in which the network forks; "
-            "--hidden-sizes 84 would do"
-        )
 
 
 def load_policy(config: Config) -> Policy:

@@ -38,6 +38,7 @@ PRIORITIZED = """--env-id odd_environments:MortalCartPole-v0 --num-envs 4 --tota
     --batch-size 16 --buffer-size 500 --hidden-sizes 16 --target-frequency 160
     --eval-episodes 2""".split()
 RAINBOW = [*PRIORITIZED, "--num-atoms", "11", "--n-step", "3"]
+DRQN = [*PRIORITIZED, "--lstm-units", "8", "--sequence-length", "6"]
 SMALL_PONG = [*PONG, "--frame-size", "42"]
 RAINBOW_PONG = [*SMALL_PONG, "--num-atoms", "11", "--v-min", "-2", "--v-max", "2", "--n-step", "3"]
 

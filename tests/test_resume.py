@@ -9,6 +9,7 @@ from tests.processes import (
     A2C,
     ACTOR_CRITIC,
     DQN,
+    DRQN,
     PENDULUM,
     PONG,
     PPO,
@@ -190,6 +191,18 @@ def test_priorities_and_noise_survive_a_kill(script, args, tmp_path):
     assert status == 0, err
     assert_same_run(run_dir, whole)
     assert_same_checkpoint(run_dir, whole)
+
+
+def test_a_memory_survives_a_kill(tmp_path):
+    whole, run_dir = tmp_path / "whole", tmp_path / "run"
+    uninterrupted = start("drqn", *DRQN, "--run-dir", whole, cwd=tmp_path)
+    run_until_killed("drqn", *DRQN, "--run-dir", run_dir, cwd=tmp_path, at=1000)
+    assert checkpoints(run_dir) == [600]  # the buffer has wrapped around
+    out = run_to_end("drqn", "--resume", run_dir, cwd=tmp_path)
+    assert "mean return " in out.splitlines()[-1]
+    status, _, err = finish(uninterrupted)
+    assert status == 0, err
+    assert_same_run(run_dir, whole)
 
 
 def test_priorities_over_a_frame_buffer_survive_a_kill(tmp_path):

@@ -304,6 +304,15 @@ def test_new_transitions_have_the_largest_priority_so_far():
     np.testing.assert_allclose(leaves ** (1 / 0.6), [0.1] * 2 + [3] * 2 + [0.1] * 6, atol=1e-5)
 
 
+@pytest.mark.parametrize("prioritization", KINDS)
+def test_what_no_longer_surprises_at_all_is_drawn_again_now_and_then(prioritization):
+    prioritized = vectors(8, prioritization=prioritization)
+    places = add(prioritized, 8)
+    prioritized.update(places, np.zeros(8))
+    _, _, index = prioritized.sample(100, 8, beta=0.0)
+    assert set(index.ravel()) == set(range(8))
+
+
 def test_ranks_between_two_sortings():
     prioritized = vectors(200, prioritization="rank", alpha=1.0)
     places = add(prioritized, 100)

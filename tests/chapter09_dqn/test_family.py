@@ -1,0 +1,133 @@
+"""What all scripts of the chapter do alike around their networks, seen from what a run leaves."""
+
+import importlib
+
+from chapter09_dqn import rainbow
+from common.checkpoint import latest
+from common.metrics import read_metrics
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.spaces import Box, Discrete
+
+STEMS = ["dqn", "double_dqn", "dueling_dqn", "prioritized_dqn", "drqn", "rainbow"]
+every_script = pytest.mark.parametrize("stem", STEMS)
+
+
+class ThreeSteps(gym.Env):
+    """Three steps with a reward of 2 each; then the end, or a time limit."""
+
+    observation_space = Box(-1.0, 1.0, (2,), np.float32)
+    action_space = Discrete(2)
+
+    def __init__(self, limit: bool) -> None:
+        self.limit, self.steps = limit, 0
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.steps = 0
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action):
+        self.steps += 1
+        over = self.steps == 3
+        state = np.full(2, self.steps / 3, np.float32)
+        return state, 2.0, over and not self.limit, over and self.limit, {}
+
+
+gym.register("ThreeStepsEnd-v0", lambda: ThreeSteps(limit=False))
+gym.register("ThreeStepsLimit-v0", lambda: ThreeSteps(limit=True))
+
+
+def train(stem, run_dir, **settings):
+    script = importlib.import_module(f"chapter09_dqn.{stem}")
+    small = {"num_envs": 4, "batch_size": 8, "hidden_sizes": (8,), "buffer_size": 500}
+    small |= {"train_frequency": 16, "gradient_steps": 2, "learning_starts": 16}
+    config = script.Config(**small | settings | {"run_dir": str(run_dir)})
+    script.train(config)
+    return config, read_metrics(run_dir)
+
+
+@every_script
+def test_true_returns_learning_rate_and_exploration_of_a_run(stem, tmp_path):
+    config, metrics = train(
+        stem,
+        tmp_path / "run",
+        env_id="ThreeStepsEnd-v0",
+        total_timesteps=1600,
+        gamma=0.5,
+        end_epsilon=0.2,
+        exploration_fraction=0.5,
+        **({"noisy": False} if stem == "rainbow" else {}),
+    )
+    # After three, two and one of the rewards: 3.5, 3 and 2.
+    true_return = metrics["train/true_return"]
+    np.testing.assert_allclose(true_return[np.isfinite(true_return)], 8.5 / 3, rtol=1e-6)
+    assert np.isfinite(true_return).sum() > 10
+
+    rate = metrics["train/learning_rate"] / config.learning_rate
+    rate, at = rate[np.isfinite(rate)], metrics["step"][np.isfinite(rate)] / 1600
+    np.testing.assert_allclose(rate, 1.0 - at, atol=0.04)  # falls to 0; a row is a mean over steps
+
+    epsilon, at = metrics["train/epsilon"], metrics["step"] / 1600
+    known = np.isfinite(epsilon)
+    expected = np.maximum(1.0 - 0.8 * at / 0.5, 0.2)
+    np.testing.assert_allclose(epsilon[known], expected[known], atol=0.04)
+    assert epsilon[known][-1] == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize("stem", ["dqn", "prioritized_dqn"])
+def test_without_anneal_the_learning_rate_stays(stem, tmp_path):
+    settings = {"env_id": "ThreeStepsEnd-v0", "total_timesteps": 400, "anneal": False}
+    config, metrics = train(stem, tmp_path / "run", **settings)
+    rate = metrics["train/learning_rate"]
+    np.testing.assert_allclose(rate[np.isfinite(rate)], config.learning_rate, rtol=1e-6)
+
+
+@every_script
+def test_nobody_knows_the_true_return_of_a_short_episode_that_was_cut(stem, tmp_path):
+    settings = {"env_id": "ThreeStepsLimit-v0", "total_timesteps": 400, "learning_starts": 400}
+    _, metrics = train(stem, tmp_path / "run", **settings)
+    assert not np.isfinite(metrics.get("train/true_return", np.array([np.nan]))).any()
+
+
+@every_script
+def test_atari_rewards_are_clipped_and_a_lost_life_is_no_new_episode(stem, tmp_path):
+    """A pellet of MsPacman's is worth 10, and some of her three lives are soon lost."""
+    settings = {"frame_size": 42, "num_envs": 4, "buffer_size": 2000, "total_timesteps": 1600}
+    settings |= {"learning_starts": 1600, "env_id": "ALE/MsPacman-v5", "learning_rate": 1e-4}
+    _, metrics = train(stem, tmp_path / "run", **settings)
+    with np.load(latest(tmp_path / "run")) as archive:
+
+        def stored(name):
+            keys = [key for key in archive.files if key.startswith(f"replay/{name}")]
+            return np.concatenate([archive[key].ravel() for key in keys])
+
+        assert set(np.unique(stored("reward"))) == {0.0, 1.0}
+        if stem == "drqn":  # the memory goes on where only a life was lost
+            assert stored("terminated").sum() >= 4 > stored("begins").sum() - 4
+    returns = metrics["train/true_return"]
+    assert np.nanmax(returns, initial=0.0) < 10.0
+
+
+def test_rainbows_optimizer_is_the_one_of_its_flags(tmp_path, monkeypatch):
+    seen = []
+
+    class Adam(rainbow.keras.optimizers.Adam):
+        def __init__(self, learning_rate, **settings):
+            seen.append(settings)
+            super().__init__(learning_rate, **settings)
+
+    monkeypatch.setattr(rainbow.keras.optimizers, "Adam", Adam)
+    train("rainbow", tmp_path / "run", total_timesteps=64, adam_epsilon=0.25, max_grad_norm=3.0)
+    assert seen == [{"epsilon": 0.25, "global_clipnorm": 3.0}]
+
+
+def test_rainbow_says_that_its_support_is_cartpoles(tmp_path, capsys):
+    train("rainbow", tmp_path / "a", total_timesteps=8, env_id="Acrobot-v1")
+    assert "returns outside CartPole's --v-min 0 to --v-max 100 are cut" in capsys.readouterr().err
+    train("rainbow", tmp_path / "b", total_timesteps=8, env_id="Acrobot-v1", v_min=-100.0)
+    train("rainbow", tmp_path / "c", total_timesteps=8)
+    train("rainbow", tmp_path / "d", total_timesteps=8, env_id="Acrobot-v1", distributional=False)
+    assert "returns outside" not in capsys.readouterr().err
