@@ -57,7 +57,7 @@ test: $(DEV_STAMP)  ## run the tests; ARGS="-k replay"
 test-learning: $(DEV_STAMP)  ## train every script to its full target: minutes each, not part of CI
 	@$(PY) -m pytest -m learning $(ARGS)
 
-bench: $(RUN_STAMP) $(BENCH_STAMP)  ## measure our speed against Stable-Baselines3; ARGS="--only ppo-cartpole"
+bench: $(RUN_STAMP) $(BENCH_STAMP)  ## measure our speed against our peers; ARGS="--only ppo-cartpole"
 	@PEER_PYTHON=$(BENCH_PY) $(PY) -m benchmarks $(ARGS)
 
 lint: $(DEV_STAMP)  ## check format, style and types
@@ -86,4 +86,4 @@ $(DEV_STAMP): requirements-dev.txt $(RUN_STAMP)
 	$(call install,$(VENV),$(PY),requirements-dev.txt,about 0.1 GB)
 
 $(BENCH_STAMP): requirements-bench.txt
-	$(call install,$(BENCH),$(BENCH_PY),requirements-bench.txt,PyTorch: 1 GB$(comma) several on Linux)
+	$(call install,$(BENCH),$(BENCH_PY),requirements-bench.txt,PyTorch and JAX: 1 GB$(comma) several on Linux)

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cases import CASES, SB3, Case
+from benchmarks.cases import CASES, SB3, SBX, Case
 from common.cli import command
 from common.errors import UserError
 
@@ -20,17 +20,17 @@ HERE = Path(__file__).resolve().parent
 
 
 def measure(side: str, case: Case, threads: int, *flags: str) -> dict[str, Any]:
-    """One measurement in a process of its own.
+    """One measurement of "ours" or of a peer, in a process of its own.
 
     Raises:
         UserError: the peer's environment is missing, or the measurement failed.
     """
     if side == "ours":
         line = [sys.executable, "-m", "benchmarks.ours", case.name, str(threads), *flags]
-    elif case.peer != SB3:
+    elif side not in (SB3, SBX):
         line = [sys.executable, "-m", "benchmarks.ours", case.name, str(threads), "--peer"]
     else:
-        line = [_peer_python(), str(HERE / "peer_sb3.py"), case.name, str(threads)]
+        line = [_peer_python(), str(HERE / "peer.py"), case.name, str(threads), side]
     done = subprocess.run(line, capture_output=True, text=True, cwd=HERE.parent, check=False)
     if done.returncode != 0:
         raise UserError(f"{' '.join(line)} failed:\n{done.stderr[-2000:]}")
@@ -51,27 +51,27 @@ def best_threads(side: str, case: Case) -> int:
     return max(rates, key=lambda n: rates[n])
 
 
-def compare(case: Case, pairs: int) -> dict[str, Any]:
+def compare(case: Case, peer: str, pairs: int) -> dict[str, Any]:
     """Measures both sides in turn; returns an entry of `latest.json`."""
-    threads = {side: best_threads(side, case) for side in ("ours", "theirs")}
-    rates: dict[str, list[float]] = {"ours": [], "theirs": []}
+    threads = {side: best_threads(side, case) for side in ("ours", peer)}
+    rates: dict[str, list[float]] = {"ours": [], peer: []}
     for _ in range(pairs):
-        for side in ("ours", "theirs"):
+        for side in ("ours", peer):
             rates[side].append(measure(side, case, threads[side])["steps_per_second"])
-    ratios = sorted(a / b for a, b in zip(rates["ours"], rates["theirs"], strict=True))
-    split = measure("ours", case, threads["ours"], "--split")["split"]
+    ratios = sorted(a / b for a, b in zip(rates["ours"], rates[peer], strict=True))
+    split = measure("ours", case, threads["ours"], "--split").get("split", {})
     return {
         "name": case.name,
         "ours": round(statistics.median(rates["ours"]), 1),
-        "peer": case.peer,
-        "theirs": round(statistics.median(rates["theirs"]), 1),
+        "peer": peer,
+        "theirs": round(statistics.median(rates[peer]), 1),
         "ratio": {
             "min": round(ratios[0], 2),
             "median": round(statistics.median(ratios), 2),
             "max": round(ratios[-1], 2),
         },
-        "goal": case.goal,
-        "threads": threads,
+        "goal": case.goals()[peer],
+        "threads": {"ours": threads["ours"], "theirs": threads[peer]},
         "split": {label: round(share, 3) for label, share in split.items()},
     }
 
@@ -96,7 +96,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.pairs < 3:
         raise UserError(f"--pairs {arguments.pairs}: at least 3, or a median says nothing")
-    if any(CASES[name].peer == SB3 for name in arguments.only or CASES):
+    if any({SB3, SBX} & {*CASES[name].peers} for name in arguments.only or CASES):
         _peer_python()
     print(f"{platform.machine()}, {os.cpu_count()} cores; steps/s are medians\n")
     print("| benchmark | ours, steps/s | peer, steps/s | ratio min | median | max | goal ", end="")
@@ -104,12 +104,15 @@ def main() -> None:
     path = HERE / "latest.json"
     entries = {}
     if arguments.only and path.exists():  # keep what earlier runs measured of the others
-        entries = {entry["name"]: entry for entry in json.loads(path.read_text())}
+        old = json.loads(path.read_text())
+        entries = {(entry["name"], entry["peer"]): entry for entry in old}
     for name in arguments.only or CASES:
-        entries[name] = compare(CASES[name], arguments.pairs)
-        print(row(entries[name]), flush=True)
-        ordered = [entries[known] for known in CASES if known in entries]
-        path.write_text(json.dumps(ordered, indent=2) + "\n")
+        for peer in CASES[name].peers:
+            entries[name, peer] = compare(CASES[name], peer, arguments.pairs)
+            print(row(entries[name, peer]), flush=True)
+            order = [(known, peer) for known in CASES for peer in CASES[known].peers]
+            ordered = [entries[key] for key in order if key in entries]
+            path.write_text(json.dumps(ordered, indent=2) + "\n")
 
 
 if __name__ == "__main__":

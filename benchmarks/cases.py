@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-SB3 = "Stable-Baselines3"
+SB3, SBX = "Stable-Baselines3", "SBX"
 
 
 @dataclass(frozen=True)
@@ -15,21 +15,27 @@ class Case:
     """One piece of work."""
 
     name: str
-    algorithm: str  # "ppo", "dqn" or one of its variants
+    algorithm: str  # "dqn" or one of its variants, "ppo", "a2c", "sac", "td3"; "acting"
     env_id: str
     num_envs: int
     warmup: int  # environment steps before the clock starts: compiling, filling the buffer
     steps: int  # environment steps that are timed
-    goal: float  # median ratio we want
-    batch_size: int  # DQN: transitions per update; PPO: minibatch
-    train_frequency: int = 0  # DQN: environment steps between trainings
-    gradient_steps: int = 1  # DQN: updates per training
+    goal: float | tuple[float, ...]  # median ratio we want, to each peer
+    batch_size: int = 0  # off-policy: transitions per update; PPO: minibatch
+    train_frequency: int = 0  # off-policy: environment steps between trainings
+    gradient_steps: int = 1  # off-policy: updates per training
     hidden_sizes: tuple[int, ...] = ()  # empty: Nature CNN
-    num_steps: int = 0  # PPO: steps per environment and batch
+    num_steps: int = 0  # on-policy: steps per environment and batch
     num_epochs: int = 0  # PPO
     buffer_size: int = 10_000
     threads: tuple[int, ...] = (1, 2)  # both sides try these and keep what is faster
-    peer: str = SB3  # or "dqn.py": what a variant costs; the goal is then a part of DQN's speed
+    # Or "dqn.py": what a variant costs; the goal is then a part of DQN's speed.
+    peers: tuple[str, ...] = (SB3,)
+
+    def goals(self) -> dict[str, float]:
+        """The goal for each peer."""
+        goals = self.goal if isinstance(self.goal, tuple) else (self.goal,)
+        return dict(zip(self.peers, goals, strict=True))
 
 
 def variant(algorithm: str, goal: float, env_id: str = "CartPole-v1") -> Case:
@@ -47,7 +53,26 @@ def variant(algorithm: str, goal: float, env_id: str = "CartPole-v1") -> Case:
         gradient_steps=128,
         hidden_sizes=(120, 84),
         buffer_size=100_000,
-        peer="dqn.py",
+        peers=("dqn.py",),
+    )
+
+
+def continuous(algorithm: str) -> Case:
+    """An off-policy algorithm on Pendulum with its script's default blocks of updates."""
+    return Case(
+        f"{algorithm}-pendulum",
+        algorithm,
+        "Pendulum-v1",
+        num_envs=1,
+        warmup=2_000,
+        steps=8_000,
+        goal=(2.2, 1.1),
+        batch_size=256,
+        train_frequency=4,
+        gradient_steps=4,
+        hidden_sizes=(256, 256),
+        buffer_size=100_000,
+        peers=(SB3, SBX),
     )
 
 
@@ -70,6 +95,20 @@ CASES = {
             num_steps=128,
             num_epochs=4,
         ),
+        Case(
+            "a2c-cartpole",
+            "a2c",
+            "CartPole-v1",
+            8,
+            8 * 1024,
+            96 * 1024,
+            2.0,
+            hidden_sizes=(64, 64),
+            num_steps=5,
+        ),
+        Case("acting", "acting", "CartPole-v1", 1, 2_000, 20_000, 2.0, hidden_sizes=(64, 64)),
+        continuous("sac"),
+        continuous("td3"),
         variant("double_dqn", 0.87),
         variant("dueling_dqn", 0.87),
         variant("prioritized_dqn", 0.74),

@@ -18,11 +18,30 @@ from typing import Any
 
 from benchmarks.cases import CASES, Case
 from common import acting, compiled, prioritized, replay
-from common.environments import VectorEnvs
+from common.environments import VectorEnvs, make_envs
 from common.metrics import read_metrics
 
 import numpy as np
 import tensorflow as tf
+
+OFF_POLICY = "sac", "td3"  # in a plain graph, where threads run operations side by side
+
+
+def act(case: Case, steps: int) -> float:
+    """Actions per second of a REINFORCE-sized policy, one state at a time, sampling included."""
+    script = importlib.import_module("chapter11_policy_gradient.reinforce")
+    envs = make_envs(case.env_id, 1)
+    actions = script.Actions(envs.single_action_space)
+    network = script.build_network(
+        envs.single_observation_space, actions.outputs, case.hidden_sizes, gain=0.01
+    )
+    outputs, rng = acting.forward(network), np.random.default_rng(0)
+    state, _ = envs.reset(seed=0)
+    std = np.exp(np.asarray(actions.log_std))
+    start = time.perf_counter()
+    for _ in range(steps):
+        actions.sample(outputs(state), std, rng)
+    return steps / (time.perf_counter() - start)
 
 
 def run(case: Case, algorithm: str, run_dir: Path, total: int) -> None:
@@ -41,6 +60,18 @@ def run(case: Case, algorithm: str, run_dir: Path, total: int) -> None:
             "num_steps": case.num_steps,
             "num_epochs": case.num_epochs,
             "minibatch_size": case.batch_size,
+        }
+    elif algorithm == "a2c":
+        script = importlib.import_module("chapter11_policy_gradient.a2c")
+        settings |= {"num_steps": case.num_steps}
+    elif algorithm in OFF_POLICY:
+        script = importlib.import_module(f"chapter11_policy_gradient.{algorithm}")
+        settings |= {
+            "batch_size": case.batch_size,
+            "buffer_size": case.buffer_size,
+            "learning_starts": case.warmup // 4,
+            "train_frequency": case.train_frequency,
+            "gradient_steps": case.gradient_steps,
         }
     elif algorithm == "drqn":  # its own defaults: sequences are no transitions
         script = importlib.import_module("chapter09_dqn.drqn")
@@ -91,8 +122,12 @@ def main() -> None:
     """Prints one line of JSON."""
     case, threads, split = CASES[sys.argv[1]], int(sys.argv[2]), "--split" in sys.argv
     algorithm = "dqn" if "--peer" in sys.argv else case.algorithm
-    compiled.use_threads(threads, threads)
+    compiled.use_threads(1 if algorithm in OFF_POLICY else threads, threads)
     tf.constant(0.0)  # starts the runtime: the script's own choice of threads comes too late
+    if algorithm == "acting":
+        act(case, case.warmup)
+        print(json.dumps({"steps_per_second": act(case, case.steps)}))
+        return
     totals: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         if split:
