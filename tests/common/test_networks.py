@@ -2,7 +2,15 @@
 
 from common.environments import is_image
 from common.errors import UserError
-from common.networks import body, convolutions, copy_weights, mlp, nature_cnn, trunk
+from common.networks import (
+    body,
+    convolutions,
+    copy_weights,
+    mlp,
+    nature_cnn,
+    soft_update,
+    trunk,
+)
 
 import gymnasium as gym
 import keras
@@ -198,3 +206,15 @@ def test_a_trunk_needs_a_layer_to_leave_out():
         trunk(Box(-1.0, 1.0, (3,), np.float32), ())
     with pytest.raises(UserError, match="--env-id: observations are "):
         trunk(gym.spaces.MultiBinary(3), (8,))
+
+
+@pytest.mark.parametrize("polyak", [0.0, 0.25, 1.0])
+def test_soft_update_moves_the_target_a_part_of_the_way(polyak):
+    source, target = (keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)]) for _ in "ab")
+    source.set_weights([np.full((3, 2), 4.0), np.full(2, 1.0)])
+    target.set_weights([np.full((3, 2), 8.0), np.full(2, -1.0)])
+    soft_update(source, target, polyak)
+    kernel, bias = target.get_weights()
+    np.testing.assert_allclose(kernel, np.full((3, 2), 8.0 - 4.0 * polyak), rtol=1e-6)
+    np.testing.assert_allclose(bias, np.full(2, -1.0 + 2.0 * polyak), rtol=1e-6)
+    assert source.get_weights()[0][0, 0] == 4.0

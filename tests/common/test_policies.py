@@ -6,6 +6,7 @@ from common.errors import UserError
 from common.policies import (
     categorical,
     diagonal_gaussian,
+    require_bounded_box,
     require_discrete,
     rescale_action,
     squashed_gaussian,
@@ -147,3 +148,15 @@ def test_require_discrete():
         require_discrete(Box(-2.0, 2.0, (1,)), "Pendulum-v1", "ppo_clip.py")
     with pytest.raises(UserError, match=r"--env-id Odd-v0.*start at 1"):
         require_discrete(Discrete(4, start=1), "Odd-v0", "ppo_clip.py")
+
+
+def test_a_box_with_finite_bounds_is_required():
+    space = Box(np.float32([-1, 0]), np.float32([3, 0.25]))
+    assert require_bounded_box(space, "Some-v0", "ppo_clip.py") is space
+    for other, message in (
+        (Discrete(2), r"--env-id Some-v0: actions are discrete .*; use dqn.py or ppo_clip.py"),
+        (Box(-np.inf, 1.0, (1,)), r"no finite bounds .*; use ppo_clip.py"),
+        (Box(np.float32([-1, 2]), np.float32([1, 2])), "has no width"),
+    ):
+        with pytest.raises(UserError, match=message):
+            require_bounded_box(other, "Some-v0", "ppo_clip.py")
