@@ -34,10 +34,11 @@ How to run
 
 Expected
 --------
-Measured: 500.0 mean return (seed 0), 33 s on two CPU cores
+Measured: 500.0 mean return (median of seeds 0, 1, 2), 27 s on two CPU cores
 
-CartPole-v1, 500,000 steps, 100 greedy episodes: 500.0 for seed 0. Random play
+CartPole-v1, 500,000 steps, 100 greedy episodes: 500.0, 500.0, 500.0 for seeds 0, 1, 2. Random play
 earns 22.7.
+LunarLander-v3 by the second command: -186.3, -34.4 for seeds 0, 1; random play earns -200.
 
 Paper
 -----

@@ -32,11 +32,12 @@ How to run
 
 Expected
 --------
-Measured: 500.0 mean return (seed 0), 40 s on two CPU cores
+Measured: 500.0 mean return (median of seeds 0, 1, 2), 29 s on two CPU cores
 
-CartPole-v1, 200,000 steps, 100 greedy episodes: 500.0 for seed 0. Random play
+CartPole-v1, 400,000 steps, 100 greedy episodes: 500.0, 500.0, 500.0 for seeds 0, 1, 2. Random play
 earns 22.7.
 The critic's mean value ends at 100 = 1 / (1 - γ), the value of balancing for ever.
+Half as many environments and steps gave 500.0 for seeds 0, 1 and 3, but 12.2 for seed 2.
 
 Paper
 -----
@@ -73,8 +74,8 @@ class Config(RunConfig):
 
     env_id: str = "CartPole-v1"  # Gymnasium id, ALE/Game-v5 or module:Id-v0
     seed: int = 0  # of everything random
-    total_timesteps: int = 200_000  # environment steps, all environments together
-    num_envs: int = 8  # N, environments that step side by side
+    total_timesteps: int = 400_000  # environment steps, all environments together
+    num_envs: int = 16  # N, environments that step side by side
     learning_rate: float = 1e-3  # α, step size of Adam at the start
     anneal: bool = True  # learning rate falls linearly to 0 over the run
     gamma: float = 0.99  # γ, discount factor
