@@ -56,7 +56,8 @@ Measured: 500.0 mean return (seeds 0, 1, 2: 500.0 each), 19 s on two CPU cores
 
 CartPole-v1, 75,000 steps, 100 greedy episodes. Random play earns 22.7. By rank (the second command)
 500.0, 350.9 and 500.0. LunarLander-v3 and Acrobot-v1 by the next commands, seeds 0, 1, 2: 205.4,
-231.6, 225.8 and -78.4, -75.8, -78.8. Pong's command was not run to its end.
+231.6, 225.8 and -78.4, -75.8, -78.8. Pong's command, with half of `dqn.py`'s learning rate because
+large errors are drawn more often, was not run to its end.
 
 Paper
 -----

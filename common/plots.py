@@ -67,6 +67,7 @@ LABELS = {
     "train/entropy": "policy entropy [nats]",
     "train/kl": "KL divergence [nats]",
     "train/epsilon": "exploration rate ε",
+    "train/true_return": "true discounted return",
     "train/learning_rate": "learning rate",
     **dict(SIDE_PANELS),
 }
