@@ -25,12 +25,13 @@ Differs from the book
 3. The learning rate falls to 0 (`--no-anneal` keeps it).
 4. Besides discrete actions, continuous ones: a Gaussian instead of a softmax.
 5. A time limit (`truncated`) does not end the MDP: V of the last observation still counts in (1).
+6. `--normalize` divides observations and rewards by their running deviations, kept with the run.
 
 How to run
 ----------
     python chapter11_policy_gradient/a2c.py
     python chapter11_policy_gradient/a2c.py --env-id LunarLander-v3 --gamma 0.995 \
-        --learning-rate 8.3e-4 --entropy-coefficient 1e-5
+        --learning-rate 8.3e-4 --entropy-coefficient 1e-5 --normalize
 
 Expected
 --------
@@ -38,7 +39,8 @@ Measured: 500.0 mean return (median of seeds 0, 1, 2), 27 s on two CPU cores
 
 CartPole-v1, 500,000 steps, 100 greedy episodes: 500.0, 500.0, 500.0 for seeds 0, 1, 2. Random play
 earns 22.7.
-LunarLander-v3 by the second command: -186.3, -34.4 for seeds 0, 1; random play earns -200.
+LunarLander-v3 by the second command, seeds 0, 1, 2: 96.8, -110.7, 106.0, in 2 to 3 minutes on busy
+cores; without `--normalize` -186.3 and -34.4 (seeds 0, 1). Random play earns -200.
 
 Paper
 -----
@@ -57,6 +59,7 @@ from common.config import RunConfig, check_config
 from common.environments import is_image, make_envs, successor
 from common.evaluation import report
 from common.networks import body
+from common.normalize import Normalizer
 from common.policies import categorical, diagonal_gaussian, rescale_action
 from common.run import Policy, Result, Run
 from common.schedules import linear_schedule
@@ -86,6 +89,7 @@ class Config(RunConfig):
     value_coefficient: float = 0.5  # c_v, weight of the value network's loss
     max_grad_norm: float = 0.5  # longest gradient, over all weights together
     hidden_sizes: tuple[int, ...] = (64, 64)  # units of the dense layers (images: Nature CNN)
+    normalize: bool = False  # observations and rewards to unit scale, by their running moments
 
 
 class Samples(NamedTuple):
@@ -201,24 +205,28 @@ def build_update(
     return update
 
 
-def greedy_policy(outputs: Callable[[np.ndarray], np.ndarray], actions: Actions) -> Policy:
+def greedy_policy(
+    outputs: Callable[[np.ndarray], np.ndarray], actions: Actions, normalizer: Normalizer
+) -> Policy:
     """The most probable action: argmax of the logits, or the Gaussian's mean."""
     if actions.discrete:
-        return lambda state: outputs(state).argmax(axis=1)
-    return lambda state: actions.to_environment(outputs(state))
+        return lambda state: outputs(normalizer.normalize(state)).argmax(axis=1)
+    return lambda state: actions.to_environment(outputs(normalizer.normalize(state)))
 
 
 def train(config: Config) -> Result:
     """Trains an agent; see `Config` for everything that can be set."""
     check_config(config)
     envs = make_envs(config.env_id, config.num_envs)
+    space, hidden_sizes = envs.single_observation_space, config.hidden_sizes
+    # NEW: brings observations and rewards to unit scale, if wanted.
+    normalizer = Normalizer(space, config.num_envs, config.gamma, config.normalize)
     run = Run(config, __file__, envs)
-    images = is_image(envs.single_observation_space)
+    images = is_image(space)
     use_threads(2, 2) if images else use_threads(2, 1)  # measured, see benchmarks/README.md
     keras.utils.set_random_seed(config.seed)
 
     actions = Actions(envs.single_action_space)
-    space, hidden_sizes = envs.single_observation_space, config.hidden_sizes
     policy_network = build_network(space, actions.outputs, hidden_sizes, gain=0.01)
     value_network = build_network(space, 1, hidden_sizes, gain=1.0)
     # NEW: the gradient's length is limited.
@@ -228,7 +236,7 @@ def train(config: Config) -> Result:
     rng = np.random.default_rng([config.seed, 1])
     update = build_update(policy_network, value_network, actions, optimizer, config)
     run.track(policy_network=policy_network, value_network=value_network, optimizer=optimizer)
-    run.track(log_std=actions, rng=rng)
+    run.track(log_std=actions, normalizer=normalizer, rng=rng)
 
     # After `track`, which may have put other weights in place: `forward` copies them.
     policy_outputs = forward(policy_network)  # logits or means, for acting
@@ -242,13 +250,15 @@ def train(config: Config) -> Result:
     for step in run.steps(config.total_timesteps, config.num_envs * config.num_steps):
         trajectory = []  # NEW: several steps for each update
         for _ in range(config.num_steps):
-            action = actions.sample(policy_outputs(state), std, rng)
+            observed = normalizer.observe(state)
+            action = actions.sample(policy_outputs(observed), std, rng)
             next_state, reward, terminated, truncated, info = envs.step(
                 actions.to_environment(action)
             )
             clipped = np.sign(reward) if envs.is_atari else reward  # Atari scores differ by game
-            final_state = successor(next_state, info)
-            trajectory.append((state, action, final_state, clipped, terminated, truncated))
+            scaled = normalizer.scale(clipped, terminated, truncated)
+            final_state = normalizer.normalize(successor(next_state, info))
+            trajectory.append((observed, action, final_state, scaled, terminated, truncated))
             state = next_state
 
         # Each [T, N, ...]; the networks see them as one batch of B = T N samples.
@@ -259,7 +269,7 @@ def train(config: Config) -> Result:
         metrics, std = update(samples, learning_rate(step))
         run.log(metrics)
         run.log({"train/learning_rate": learning_rate(step)})
-    return run.finish(greedy_policy(policy_outputs, actions))
+    return run.finish(greedy_policy(policy_outputs, actions, normalizer))
 
 
 def flatten(array: np.ndarray) -> np.ndarray:
@@ -271,11 +281,11 @@ def load_policy(config: Config) -> Policy:
     """The greedy policy of a finished or interrupted run, for `python -m common.play`."""
     envs = make_envs(config.env_id, 1)
     actions = Actions(envs.single_action_space)
-    policy_network = build_network(
-        envs.single_observation_space, actions.outputs, config.hidden_sizes, gain=0.01
-    )
-    restore_latest(config.resume, policy_network=policy_network)
-    return greedy_policy(forward(policy_network), actions)
+    space = envs.single_observation_space
+    normalizer = Normalizer(space, config.num_envs, config.gamma, config.normalize)
+    policy_network = build_network(space, actions.outputs, config.hidden_sizes, gain=0.01)
+    restore_latest(config.resume, policy_network=policy_network, normalizer=normalizer)
+    return greedy_policy(forward(policy_network), actions, normalizer)
 
 
 @command

@@ -48,7 +48,7 @@ REINFORCE = """--env-id odd_environments:MortalCartPole-v0 --num-envs 4 --total-
     --checkpoint-every 1200 --hidden-sizes 16 --eval-episodes 2""".split()
 REINFORCE_PENDULUM = ["--env-id", "odd_environments:MortalPendulum-v0", *REINFORCE[2:]]
 ACTOR_CRITIC = [*REINFORCE_PENDULUM, "--total-timesteps", "1600", "--checkpoint-every", "600"]
-A2C = ["--env-id", "odd_environments:MortalCartPole-v0", *ACTOR_CRITIC[2:]]
+A2C = ["--env-id", "odd_environments:MortalCartPole-v0", *ACTOR_CRITIC[2:], "--normalize"]
 
 
 def start(script, *args, cwd, env=None, **options):
