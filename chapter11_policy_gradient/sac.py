@@ -42,11 +42,10 @@ How to run
 
 Expected
 --------
-Measured: -146.5 mean return (median of seeds 0, 1, 2), 70 s on two CPU cores
+Measured: -146.5 mean return (median of seeds 0, 1, 2), 44 s on two CPU cores
 
-Pendulum-v1, 10,000 steps, 100 greedy episodes: -146.5, -150.8, -138.7 for seeds 0, 1, 2; seconds
-of seed 0, the others ran on busy cores. The book's version by the second command: -142.0 (seed 0
-alone), 62 s. Random play earns -1230.
+Pendulum-v1, 10,000 steps, 100 greedy episodes: -146.5, -150.8, -138.7 for seeds 0, 1, 2. The
+book's version by the second command: -142.0 (seed 0 alone). Random play earns -1230.
 
 Paper
 -----

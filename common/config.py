@@ -127,7 +127,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
             "gradient_steps target_frequency num_steps num_epochs minibatch_size eval_episodes "
             "max_sweeps max_improvements num_runs n_step hidden_units sequence_length num_samples "
             "num_visitors num_logs num_users max_steps run_episodes steps_per_call latent_size "
-            "repeats lstm_units value_steps"
+            "repeats lstm_units value_steps policy_delay"
         ).split(),
         (_at_least_one, "at least 1"),
     ),
@@ -175,7 +175,6 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
         "noise_std noise_theta smoothing_std smoothing_clip".split(), (_not_negative, "0 or more")
     ),
     "noise_dt": (_positive, "greater than 0"),
-    "policy_delay": (_at_least_one, "at least 1"),
     "huber_kappa": (_not_negative, "0 or more"),
     "flicker": (_fraction, "between 0 and 1"),
 }
