@@ -22,7 +22,8 @@ Differs from the book
 ---------------------
 1. N environments play one episode each, side by side. An environment whose episode ended early
    plays on until the last one ends; these steps are not learned from (they come from episodes that
-   are cut, and would favor short ones), but they count as steps taken.
+   are cut, and would favor short ones), but they count as steps taken, and short episodes that
+   end meanwhile count in `charts/episode_return`, too.
 2. Returns are not normalized: that would be a baseline in disguise, and the book's next step.
 3. An episode that a time limit cuts (CartPole: at 500 steps) counts with the return it has by then;
    there is no value network that could tell the rest.
@@ -58,7 +59,6 @@ from common.cli import command, parse
 from common.compiled import compiled, mean_over, use_threads
 from common.config import RunConfig, check_config
 from common.environments import is_image, make_envs
-from common.errors import UserError
 from common.evaluation import report
 from common.networks import body
 from common.policies import categorical, diagonal_gaussian, rescale_action
@@ -176,7 +176,8 @@ def build_update(
         each = metrics.pop("gradients")  # of every episode: [N, ...] for each variable
         gradients = [tf.reduce_mean(one, axis=0) for one in each]  # (3)
         optimizer.apply(gradients, variables)
-        metrics["train/gradient_variance"] = variance_of_mean(each)  # (4)
+        if each[0].shape[0] > 1:  # one episode alone tells nothing of it
+            metrics["train/gradient_variance"] = variance_of_mean(each)  # (4)
         return metrics, tf.exp(actions.log_std.value)
 
     return update
@@ -191,7 +192,7 @@ def greedy_policy(outputs: Callable[[np.ndarray], np.ndarray], actions: Actions)
 
 def train(config: Config) -> Result:
     """Trains an agent; see `Config` for everything that can be set."""
-    check(config)
+    check_config(config)
     envs = make_envs(config.env_id, config.num_envs)
     run = Run(config, __file__, envs)
     images = is_image(envs.single_observation_space)
@@ -252,15 +253,6 @@ def padded(array: np.ndarray) -> np.ndarray:
     result = np.zeros((array.shape[1], length, *array.shape[2:]), array.dtype)
     result[:, : len(array)] = array.swapaxes(0, 1)
     return result
-
-
-def check(config: Config) -> None:
-    """Rejects hyperparameters that make no sense, alone or together."""
-    check_config(config)
-    if config.num_envs == 1:
-        raise UserError(
-            "--num-envs 1: must be at least 2; the gradient's variance is measured between episodes"
-        )
 
 
 def load_policy(config: Config) -> Policy:

@@ -59,7 +59,6 @@ from common.cli import command, parse
 from common.compiled import compiled, mean_over, use_threads
 from common.config import RunConfig, check_config
 from common.environments import is_image, make_envs
-from common.errors import UserError
 from common.evaluation import report
 from common.metrics import read_metrics
 from common.networks import body
@@ -89,6 +88,7 @@ class Config(RunConfig):
     num_envs: int = 16  # N, episodes per update, played side by side
     learning_rate: float = 3e-3  # α, step size of Adam at the start
     anneal: bool = True  # learning rate falls linearly to 0 over the run
+    # NEW: a network that tells what a state promises
     value_learning_rate: float = 1e-2  # step size of Adam for the baseline
     value_steps: int = 10  # gradient steps of the baseline per update
     gamma: float = 1.0  # γ, discount factor
@@ -200,9 +200,11 @@ def build_update(
         each = metrics.pop("gradients")  # of every episode: [N, ...] for each variable
         gradients = [tf.reduce_mean(one, axis=0) for one in each]  # (3)
         optimizer.apply(gradients, variables)
-        metrics[BASELINE] = variance_of_mean(each)  # (4)
-        metrics[REWARD_TO_GO] = variance_of_mean(metrics.pop("to_go"))
-        metrics[WHOLE_RETURN] = variance_of_mean(metrics.pop("whole"))
+        to_go, whole = metrics.pop("to_go"), metrics.pop("whole")
+        if each[0].shape[0] > 1:  # one episode alone tells nothing of it
+            metrics[BASELINE] = variance_of_mean(each)  # (4)
+            metrics[REWARD_TO_GO] = variance_of_mean(to_go)
+            metrics[WHOLE_RETURN] = variance_of_mean(whole)
 
         def value_step(_: tf.Tensor) -> tf.Tensor:
             weights = [variable.value for variable in value_variables]
@@ -230,7 +232,7 @@ def greedy_policy(outputs: Callable[[np.ndarray], np.ndarray], actions: Actions)
 
 def train(config: Config) -> Result:
     """Trains an agent; see `Config` for everything that can be set."""
-    check(config)
+    check_config(config)
     envs = make_envs(config.env_id, config.num_envs)
     run = Run(config, __file__, envs)
     images = is_image(envs.single_observation_space)
@@ -283,7 +285,8 @@ def train(config: Config) -> Result:
         trajectory, alive = [], np.ones(config.num_envs, bool)
         if not (terminated | truncated).all():  # all begin anew, not only those that just ended
             state, _ = envs.reset()
-    draw_variances(run.run_dir, config)
+    if config.num_envs > 1:
+        draw_variances(run.run_dir, config)
     return run.finish(greedy_policy(policy_outputs, actions))
 
 
@@ -326,15 +329,6 @@ def padded(array: np.ndarray) -> np.ndarray:
     result = np.zeros((array.shape[1], length, *array.shape[2:]), array.dtype)
     result[:, : len(array)] = array.swapaxes(0, 1)
     return result
-
-
-def check(config: Config) -> None:
-    """Rejects hyperparameters that make no sense, alone or together."""
-    check_config(config)
-    if config.num_envs == 1:
-        raise UserError(
-            "--num-envs 1: must be at least 2; the gradient's variance is measured between episodes"
-        )
 
 
 def load_policy(config: Config) -> Policy:

@@ -5,7 +5,6 @@ import inspect
 from chapter11_policy_gradient import ppo_clip, reinforce
 from chapter11_policy_gradient.reinforce import Actions, Config, Episodes, build_network
 from common.compiled import compiled
-from common.errors import UserError
 from common.evaluation import episode_returns
 from common.metrics import read_metrics
 
@@ -215,10 +214,19 @@ def test_long_episodes_are_padded_to_the_next_power_of_two():
         assert not result[:, length:].any()
 
 
-def test_one_environment_is_refused(tmp_path):
-    with pytest.raises(UserError, match="--num-envs 1: must be at least 2"):
-        reinforce.train(Config(num_envs=1, run_dir=str(tmp_path / "run")))
-    assert not (tmp_path / "run").exists()
+def test_one_episode_per_update_has_a_gradient_but_no_variance(tmp_path):
+    config = Config(
+        env_id="policy_gradients:TwoStates-v0",
+        num_envs=1,
+        total_timesteps=12,
+        hidden_sizes=(),
+        eval_episodes=1,
+        run_dir=str(tmp_path),
+    )
+    reinforce.train(config)
+    metrics = read_metrics(tmp_path)
+    assert np.isfinite(metrics["train/policy_loss"]).any()
+    assert not [name for name in metrics if "variance" in name]
 
 
 def test_what_does_not_differ_is_the_same_as_in_ppo():
