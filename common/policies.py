@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-tfb, tfd = tfp.bijectors, tfp.distributions
+tfd = tfp.distributions
 
 
 def categorical(logits: tf.Tensor) -> tfp.distributions.Distribution:
@@ -30,26 +30,6 @@ def diagonal_gaussian(mean: tf.Tensor, log_std: tf.Tensor) -> tfp.distributions.
         log_std: [A] or [B, A], logarithm of the standard deviation.
     """
     return tfd.MultivariateNormalDiag(loc=mean, scale_diag=tf.exp(log_std) * tf.ones_like(mean))
-
-
-def squashed_gaussian(
-    mean: tf.Tensor, log_std: tf.Tensor, low: np.ndarray, high: np.ndarray
-) -> tfp.distributions.Distribution:
-    """π(a|s) for Box actions in [low, high]: a = low + (high - low) (tanh(u) + 1) / 2, u Gaussian.
-
-    The density is corrected for the squashing in its stable form, log(1 - tanh²u) =
-    2 (log 2 - u - softplus(-2u)), and for the scale of the bounds, which need not be symmetric.
-
-    Args:
-        mean: of u, [B, A].
-        log_std: of u, [A] or [B, A].
-        low: lower bounds, [A], finite.
-        high: upper bounds, [A], finite.
-    """
-    low, high = np.asarray(low, np.float32), np.asarray(high, np.float32)
-    scale, shift = (high - low) / 2, (high + low) / 2
-    squash = tfb.Chain([tfb.Shift(shift), tfb.Scale(scale), tfb.Tanh()])
-    return tfd.TransformedDistribution(diagonal_gaussian(mean, log_std), squash)
 
 
 def rescale_action(action: np.ndarray, space: gym.spaces.Box) -> np.ndarray:

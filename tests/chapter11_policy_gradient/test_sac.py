@@ -15,7 +15,7 @@ from common.compiled import compiled
 from common.errors import UserError
 from common.evaluation import episode_returns
 from common.metrics import read_metrics
-from common.policies import rescale_action, squashed_gaussian
+from common.policies import rescale_action
 from common.replay import Batch
 
 import continuous_control
@@ -23,10 +23,12 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+import tensorflow_probability as tfp
 from continuous_control import HIGH, LOW, assert_weights, network, numeric_gradient, towers
 from continuous_control import q_value as q_of
 from gymnasium.spaces import Box
 
+tfb, tfd = tfp.bijectors, tfp.distributions
 STATES, B, A = Box(-1.0, 1.0, (3,), np.float32), 7, 2
 SPACE = Box(LOW.astype(np.float32), HIGH.astype(np.float32))  # bounds that are not symmetric
 HALF_RANGE = (HIGH - LOW) / 2
@@ -58,7 +60,10 @@ def test_density_is_that_of_tfp_and_of_the_environments_action():
     noise = rng.normal(size=(50, A)).astype(np.float32)
     action, log_prob = sample_action(outputs, noise, HALF_RANGE)
     assert log_prob.shape == (50,)
-    policy = squashed_gaussian(outputs[:, :A], outputs[:, A:], LOW, HIGH)
+    shift, scale = (HIGH + LOW) / 2, (HIGH - LOW) / 2
+    squash = [tfb.Shift(np.float32(shift)), tfb.Scale(np.float32(scale)), tfb.Tanh()]
+    gaussian = tfd.MultivariateNormalDiag(outputs[:, :A], tf.exp(outputs[:, A:]))
+    policy = tfd.TransformedDistribution(gaussian, tfb.Chain(squash))
     in_environment = rescale_action(action.numpy(), SPACE)
     assert log_prob.numpy() == pytest.approx(policy.log_prob(in_environment).numpy(), abs=2e-3)
     u = outputs[:, :A].numpy() + np.exp(outputs[:, A:]) * noise
@@ -89,6 +94,22 @@ def test_density_far_out_is_exact():
     for u, log_slope in ((20.0, -38.6137), (-20.0, -38.6137), (80.0, -158.6137)):
         _, log_prob = sample_action(tf.constant([[u, 0.0]]), tf.zeros([1, 1]), np.ones(1))
         assert float(log_prob[0]) == pytest.approx(-0.5 * np.log(2 * np.pi) - log_slope, abs=1e-3)
+
+
+@pytest.mark.parametrize("jit_compile", [True, False])
+def test_gradients_far_out_are_those_of_the_formula(jit_compile):
+    @tf.function(jit_compile=jit_compile)
+    def draw(outputs):
+        with tf.GradientTape() as tape:
+            tape.watch(outputs)
+            _, log_prob = sample_action(outputs, tf.ones([5, 2]), HALF_RANGE)
+            loss = tf.reduce_mean(log_prob)
+        return log_prob, tape.gradient(loss, outputs)
+
+    # log π = ... + 2 u - 2 log 2 for large u = m + σ, and -log σ: slopes 2 and 2σ - 1.
+    log_prob, gradient = draw(tf.constant([[20.0, 20.0, 0.0, np.log(3.0)]] * 5, tf.float32))
+    assert np.isfinite(log_prob).all()
+    np.testing.assert_allclose(gradient, [np.array([2.0, 2.0, 1.0, 5.0]) / 5] * 5, atol=1e-5)
 
 
 def test_acting_draws_what_training_evaluates():

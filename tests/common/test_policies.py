@@ -9,7 +9,6 @@ from common.policies import (
     require_bounded_box,
     require_discrete,
     rescale_action,
-    squashed_gaussian,
 )
 
 import numpy as np
@@ -58,78 +57,6 @@ def test_diagonal_gaussian_with_a_spread_for_each_state():
         gaussian_log_density(0.5, 2.0, 1.0) + gaussian_log_density(0.5, 3.0, 0.1),
     ]
     np.testing.assert_allclose(policy.log_prob(tf.fill([2, 2], 0.5)), expected, rtol=1e-5)
-
-
-@pytest.mark.parametrize(("bound", "expected"), [(1.0, -0.271251), (2.0, -0.964398)])
-def test_squashed_gaussian_of_the_reference(bound, expected):
-    policy = squashed_gaussian(
-        constant([0.2]), tf.math.log(constant(0.5)), np.array([-bound]), np.array([bound])
-    )
-    action = constant([bound * math.tanh(0.7)])
-    np.testing.assert_allclose(policy.log_prob(action), [expected], atol=1e-5)
-
-
-LOW, HIGH = np.array([-1.0, 0.0]), np.array([3.0, 0.25])
-
-
-def test_squashed_gaussian_maps_to_asymmetric_bounds():
-    mean = constant([0.2, -0.4], [0.0, 0.0], [9.0, -9.0])  # B = 3, A = 2
-    policy = squashed_gaussian(mean, tf.fill([2], -20.0), LOW, HIGH)  # all but deterministic
-    action = policy.sample(seed=1)
-    expected = LOW + (HIGH - LOW) * (np.tanh(mean) + 1) / 2
-    np.testing.assert_allclose(action, expected, atol=1e-6)
-    np.testing.assert_allclose(action[1], [1.0, 0.125], atol=1e-6)
-
-
-def test_squashed_gaussian_is_a_density_on_its_bounds():
-    mean, log_std = np.array([0.3, -0.8]), np.log([0.6, 0.9])
-    cells = 4000
-    middles = LOW[:, None] + (HIGH - LOW)[:, None] * (np.arange(cells) + 0.5) / cells
-    total = 1.0
-    for i in range(2):  # the components are independent: integrate one at a time
-        policy = squashed_gaussian(
-            constant([mean[i]]), constant(log_std[i]), LOW[i : i + 1], HIGH[i : i + 1]
-        )
-        density = np.exp(policy.log_prob(tf.constant(middles[i][:, None], tf.float32)))
-        integral = density.sum() * (HIGH[i] - LOW[i]) / cells
-        assert integral == pytest.approx(1.0, abs=1e-3)
-        total *= density[cells // 3]
-    both = squashed_gaussian(constant(mean), constant(*log_std), LOW, HIGH)
-    action = constant([middles[0][cells // 3], middles[1][cells // 3]])
-    assert both.log_prob(action).shape == (1,)
-    np.testing.assert_allclose(both.prob(action), [total], rtol=1e-4)
-
-
-def test_squashed_gaussian_stays_right_far_out():
-    # log(1 - tanh(20)²) = -38.6137, where clamping to 1e-6 says -13.8; the scale adds log 2.
-    policy = squashed_gaussian(constant([0.0]), constant(0.0), np.array([-1.0]), np.array([3.0]))
-    slope = policy.bijector.forward_log_det_jacobian(constant(20.0), event_ndims=1)
-    assert float(slope) == pytest.approx(-38.6137 + math.log(2), abs=1e-3)
-    slope = policy.bijector.forward_log_det_jacobian(constant(-20.0), event_ndims=1)
-    assert float(slope) == pytest.approx(-38.6137 + math.log(2), abs=1e-3)
-
-
-@pytest.mark.parametrize("jit_compile", [True, False])
-def test_sampling_far_out_has_finite_log_probs_and_gradients(jit_compile):
-    low, high = np.full(2, -1.0), np.full(2, 3.0)
-
-    @tf.function(jit_compile=jit_compile)
-    def sample(mean, log_std):
-        with tf.GradientTape() as tape:
-            tape.watch([mean, log_std])
-            policy = squashed_gaussian(mean, log_std, low, high)
-            action, log_prob = policy.experimental_sample_and_log_prob(seed=(1, 2))
-            loss = tf.reduce_mean(log_prob)
-        return action, log_prob, tape.gradient(loss, [mean, log_std])
-
-    action, log_prob, gradients = sample(tf.fill([5, 2], 20.0), tf.zeros([2]))
-    assert action.shape == (5, 2)
-    np.testing.assert_allclose(action, np.full((5, 2), 3.0))
-    # Each component: Gaussian log-density (about -1) + 38.6 + 2 (u - 20) - log 2.
-    assert log_prob.shape == (5,)
-    assert np.all(np.abs(log_prob - 2 * 38.6) < 15)
-    np.testing.assert_allclose(gradients[0], np.full((5, 2), 2 / 5), atol=1e-5)  # d/du of 2u
-    assert np.all(np.isfinite(gradients[1]))
 
 
 def test_rescale_action():
