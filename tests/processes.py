@@ -48,6 +48,13 @@ REINFORCE = """--env-id odd_environments:MortalCartPole-v0 --num-envs 4 --total-
     --checkpoint-every 1200 --hidden-sizes 16 --eval-episodes 2""".split()
 REINFORCE_PENDULUM = ["--env-id", "odd_environments:MortalPendulum-v0", *REINFORCE[2:]]
 ACTOR_CRITIC = [*REINFORCE_PENDULUM, "--total-timesteps", "1600", "--checkpoint-every", "600"]
+# Noise with a memory, an actor that moves at every third update, a learned temperature and V.
+OFF_POLICY = """--env-id odd_environments:MortalPendulum-v0 --num-envs 2 --total-timesteps 800
+    --checkpoint-every 300 --learning-starts 80 --train-frequency 20 --gradient-steps 3
+    --batch-size 16 --buffer-size 200 --hidden-sizes 16 --eval-episodes 2""".split()
+DDPG = [*OFF_POLICY, "--noise", "ou"]
+TD3 = [*DDPG, "--policy-delay", "3"]
+SAC = [*OFF_POLICY, "--value-network"]
 A2C = ["--env-id", "odd_environments:MortalCartPole-v0", *ACTOR_CRITIC[2:], "--normalize"]
 
 

@@ -28,6 +28,8 @@ BAD = {
     "odd module name": ("dqn", "--env-id ..:Id-v0", "cannot import module"),
     "no model": ("value_iteration", "--env-id CartPole-v1", "FrozenLake-v1"),
     "Box actions": ("dqn", "--env-id Pendulum-v1", "ppo_clip.py"),
+    "Discrete actions, sac": ("sac", "--env-id CartPole-v1", "ppo_clip.py"),
+    "endless bounds, td3": ("td3", "--env-id odd_environments:EndlessActions-v0", "finite"),
     "Tuple observations": ("dqn", "--env-id odd_environments:PairObservations-v0", "Box vectors"),
     "no table of states": ("value_iteration", "--env-id odd_environments:NoTable-v0", "Taxi-v4"),
     "Dict observations": ("ppo", "--env-id odd_environments:DictObservations-v0", "Box vectors"),

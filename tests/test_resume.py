@@ -8,6 +8,7 @@ from common import checkpoint
 from tests.processes import (
     A2C,
     ACTOR_CRITIC,
+    DDPG,
     DQN,
     DRQN,
     PENDULUM,
@@ -18,7 +19,9 @@ from tests.processes import (
     RAINBOW_PONG,
     REINFORCE,
     REINFORCE_PENDULUM,
+    SAC,
     SMALL_PONG,
+    TD3,
     TIMEOUT,
     checkpoints,
     evaluation,
@@ -125,9 +128,12 @@ def test_ppo_with_box_actions(uninterrupted, tmp_path):
         ("reinforce_baseline", REINFORCE_PENDULUM, 1700),
         ("actor_critic", ACTOR_CRITIC, 900),
         ("a2c", A2C, 900),
+        ("ddpg", DDPG, 500),
+        ("td3", TD3, 500),
+        ("sac", SAC, 500),
     ],
 )
-def test_neighbours_of_ppo_killed_in_training(script, args, at, tmp_path):
+def test_policy_gradients_killed_in_training(script, args, at, tmp_path):
     whole, run_dir = tmp_path / "whole", tmp_path / "run"
     uninterrupted = start(script, *args, "--run-dir", whole, cwd=tmp_path)
     run_until_killed(script, *args, "--run-dir", run_dir, cwd=tmp_path, at=at)

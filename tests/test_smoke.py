@@ -44,6 +44,8 @@ DQN = """total_timesteps=400 num_envs=4 learning_starts=100 train_frequency=20 g
 PPO = """total_timesteps=64 num_envs=2 num_steps=8 num_epochs=1 minibatch_size=8 eval_episodes=1"""
 # Every checkpoint cuts the episodes, and that ends an iteration.
 REINFORCE = "total_timesteps=96 num_envs=2 checkpoint_every=32 eval_episodes=1"
+OFF_POLICY = """total_timesteps=100 num_envs=2 learning_starts=20 train_frequency=20
+    gradient_steps=2 batch_size=8 buffer_size=100 eval_episodes=1"""
 A2C = "total_timesteps=40 num_envs=2 num_steps=5 eval_episodes=1"
 
 
@@ -58,6 +60,9 @@ A2C = "total_timesteps=40 num_envs=2 num_steps=5 eval_episodes=1"
         ("reinforce_baseline", "ALE/Pong-v5", REINFORCE),
         ("actor_critic", "FrozenLake-v1", "total_timesteps=40 num_envs=2 eval_episodes=1"),
         ("a2c", "ALE/Pong-v5", A2C),  # its rewards are whole numbers
+        ("ddpg", "Pendulum-v1", OFF_POLICY),  # whose bounds are -2 and 2
+        ("td3", "Pendulum-v1", OFF_POLICY),
+        ("sac", "Pendulum-v1", OFF_POLICY),
         ("ppo", "FrozenLake-v1", PPO),
         ("ppo", "ALE/Pong-v5", PPO),  # images
     ],
