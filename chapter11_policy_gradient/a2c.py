@@ -25,7 +25,8 @@ Differs from the book
 3. The learning rate falls to 0 (`--no-anneal` keeps it).
 4. Besides discrete actions, continuous ones: a Gaussian instead of a softmax.
 5. A time limit (`truncated`) does not end the MDP: V of the last observation still counts in (1).
-6. `--normalize` divides observations and rewards by their running deviations, kept with the run.
+6. `--normalize` brings observations to mean 0 and deviation 1 and divides rewards by the deviation
+   of the returns, all running and kept with the run.
 
 How to run
 ----------
@@ -144,7 +145,7 @@ class Actions:
         return action if self.discrete else rescale_action(action, self.space)
 
 
-def sum_ahead(td_error: tf.Tensor, batch: Samples, decay: float) -> tf.Tensor:
+def sum_ahead(td_error: tf.Tensor, batch: Samples, decay: float) -> tf.Tensor:  # NEW
     """A_t = δ_t + γλ A_{t+1}, backwards through each episode's part of the T steps: [T, N] (2)."""
     same_episode = 1.0 - tf.maximum(batch.terminated, batch.truncated)  # [T, N]
     advantage, running = [], tf.zeros_like(td_error[0])

@@ -76,7 +76,7 @@ import numpy as np
 import tensorflow as tf
 
 TARGETS = {"Pendulum-v1": -200.0}  # mean return over 100 episodes that counts as solved
-LOG_STD_RANGE = -20.0, 2.0  # log σ outside is cut
+LOG_STD_RANGE = -20.0, 2.0  # NEW: log σ outside is cut
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def build_critic(
     inputs, features = body(observation_space, ())
     action = keras.Input((action_size,))
     features = keras.layers.Concatenate()([features, action])
-    # NEW: two of them
+    # Two of them, which share nothing but the input.
     values = [keras.layers.Dense(1)(mlp(features, hidden_sizes)) for _ in range(2)]  # [B, 1]
     return keras.Model([inputs, action], [keras.ops.squeeze(value, axis=1) for value in values])
 
@@ -131,7 +131,7 @@ def build_value_network(
     return keras.Model(inputs, keras.ops.squeeze(keras.layers.Dense(1)(features), axis=1))
 
 
-def explore(outputs: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def explore(outputs: np.ndarray, rng: np.random.Generator) -> np.ndarray:  # NEW: not from outside
     """(1): the actor's outputs [N, 2A] -> actions [N, A]. In NumPy, which is faster for a few."""
     mean, log_std = np.split(outputs, 2, axis=1)
     std = np.exp(np.clip(log_std, *LOG_STD_RANGE))
@@ -140,7 +140,7 @@ def explore(outputs: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 def sample_action(
     outputs: tf.Tensor, noise: tf.Tensor, half_range: np.ndarray
-) -> tuple[tf.Tensor, tf.Tensor]:
+) -> tuple[tf.Tensor, tf.Tensor]:  # NEW
     """(1): outputs [B, 2A] and noise [B, A] -> actions [B, A] and log π(a|s), [B]."""
     mean, log_std = tf.split(outputs, 2, axis=1)  # [B, A]
     log_std = tf.clip_by_value(log_std, *LOG_STD_RANGE)
