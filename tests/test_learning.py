@@ -92,6 +92,7 @@ OFF_POLICY = ("ddpg", "td3", "sac")
         ("chapter11_policy_gradient/a2c.py", "LunarLander-v3", 100.0, 300.0),
         ("chapter11_policy_gradient/ppo_clip.py", None, 475.0, 60.0),
         ("chapter11_policy_gradient/ppo_clip.py", "Pendulum-v1", -300.0, 180.0),
+        ("chapter11_policy_gradient/ppo_clip.py", "LunarLander-v3", 200.0, 180.0),
         *[(f"chapter11_policy_gradient/{stem}.py", None, -200.0, 300.0) for stem in OFF_POLICY],
         ("chapter11_policy_gradient/td3.py", "MountainCarContinuous-v0", 90.0, 300.0),
     ],
