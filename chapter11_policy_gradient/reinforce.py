@@ -23,7 +23,8 @@ Differs from the book
 1. N environments play one episode each, side by side. An environment whose episode ended early
    plays on until the last one ends; these steps are not learned from (they come from episodes that
    are cut, and would favor short ones), but they count as steps taken, and short episodes that
-   end meanwhile count in `charts/episode_return`, too.
+   end meanwhile count in `charts/episode_return`, too. Nothing is learned from the episodes that
+   are under way when a checkpoint begins new ones.
 2. Returns are not normalized: that would be a baseline in disguise, and the book's next step.
 3. An episode that a time limit cuts (CartPole: at 500 steps) counts with the return it has by then;
    there is no value network that could tell the rest.
@@ -224,6 +225,9 @@ def train(config: Config) -> Result:
         clipped = np.sign(reward) if envs.is_atari else reward  # Atari scores differ by game
         trajectory.append((state, action, clipped, alive))
         state = next_state
+        if (alive & envs.cut_short).any():  # for a checkpoint: these episodes would look bad
+            trajectory, alive = [], np.ones(config.num_envs, bool)
+            continue
         alive = alive & ~(terminated | truncated)
         if alive.any():
             continue

@@ -268,6 +268,9 @@ def train(config: Config) -> Result:
         clipped = np.sign(reward) if envs.is_atari else reward  # Atari scores differ by game
         trajectory.append((state, action, clipped, alive))
         state = next_state
+        if (alive & envs.cut_short).any():  # for a checkpoint: these episodes would look bad
+            trajectory, alive = [], np.ones(config.num_envs, bool)
+            continue
         alive = alive & ~(terminated | truncated)
         if alive.any():
             continue
@@ -285,14 +288,15 @@ def train(config: Config) -> Result:
         trajectory, alive = [], np.ones(config.num_envs, bool)
         if not (terminated | truncated).all():  # all begin anew, not only those that just ended
             state, _ = envs.reset()
-    if config.num_envs > 1:
-        draw_variances(run.run_dir, config)
+    draw_variances(run.run_dir, config)
     return run.finish(greedy_policy(policy_outputs, actions))
 
 
 def draw_variances(run_dir: Path, config: Config) -> None:
     """`gradient_variance.png`: how noisy the three estimates from the same episodes are."""
     metrics = read_metrics(run_dir)
+    if len(plots.curve(metrics, WHOLE_RETURN)[0]) == 0:  # no update, or one episode for each
+        return
     names = {
         "whole return R(τ)": WHOLE_RETURN,
         "reward-to-go $G_t$": REWARD_TO_GO,

@@ -220,6 +220,9 @@ def train(config: Config) -> Result:
         clipped = np.sign(reward) if envs.is_atari else reward  # Atari scores differ by game
         trajectory.append((state, action, clipped, alive))
         state = next_state
+        if (alive & envs.cut_short).any():  # for a checkpoint: these episodes would look bad
+            trajectory, alive = [], np.ones(config.num_envs, bool)
+            continue
         alive = alive & ~(terminated | truncated)
         if alive.any():
             continue

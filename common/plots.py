@@ -224,13 +224,15 @@ def learning_curve(run_dir: Path, target: float | None = None) -> Path:
                 side.tick_params(labelbottom=False)
             else:
                 _label_steps(side, info.step_unit)
+        if len(metrics["step"]):  # the panels share it, and one of them may be empty
+            main.set_xlim(0, max(1.0, metrics["step"][-1]))
         return save(drawing, path)
 
 
 def _draw_run(axes: Axes, metrics: Mapping[str, np.ndarray], metric: str, color: str) -> None:
     steps, values = curve(metrics, metric)
     if not len(steps):
-        axes.text(0.5, 0.5, "no episode ended", transform=axes.transAxes, ha="center", color=GREY)
+        axes.text(0.5, 0.6, "no episode ended", transform=axes.transAxes, ha="center", color=GREY)
         return
     window = max(1, len(values) // 20)
     axes.plot(steps, values, ".", markersize=3, alpha=0.3, color=color, label="as logged")

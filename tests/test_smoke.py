@@ -42,8 +42,8 @@ def test_value_iteration_called_from_python(tmp_path):
 DQN = """total_timesteps=400 num_envs=4 learning_starts=100 train_frequency=20 gradient_steps=2
     batch_size=8 buffer_size=200 eval_episodes=1"""
 PPO = """total_timesteps=64 num_envs=2 num_steps=8 num_epochs=1 minibatch_size=8 eval_episodes=1"""
-# Every checkpoint cuts the episodes, and that ends an iteration.
-REINFORCE = "total_timesteps=96 num_envs=2 checkpoint_every=32 eval_episodes=1"
+REINFORCE = "total_timesteps=800 num_envs=2 eval_episodes=1"
+REINFORCE_IMAGES = "total_timesteps=6 num_envs=2 eval_episodes=1"
 OFF_POLICY = """total_timesteps=100 num_envs=2 learning_starts=20 train_frequency=20
     gradient_steps=2 batch_size=8 buffer_size=100 eval_episodes=1"""
 A2C = "total_timesteps=40 num_envs=2 num_steps=5 eval_episodes=1"
@@ -57,7 +57,7 @@ A2C = "total_timesteps=40 num_envs=2 num_steps=5 eval_episodes=1"
         ("drqn", "ALE/Pong-v5", DQN + " frame_size=42 flicker=1"),
         ("reinforce", "FrozenLake-v1", REINFORCE),
         ("reinforce_reward_to_go", "Pendulum-v1", REINFORCE),
-        ("reinforce_baseline", "ALE/Pong-v5", REINFORCE),
+        ("reinforce_baseline", "odd_environments:Images-v0", REINFORCE_IMAGES),
         ("actor_critic", "FrozenLake-v1", "total_timesteps=40 num_envs=2 eval_episodes=1"),
         ("a2c", "ALE/Pong-v5", A2C),  # its rewards are whole numbers
         ("ddpg", "Pendulum-v1", OFF_POLICY),  # whose bounds are -2 and 2

@@ -198,6 +198,8 @@ class VectorEnvs(gym.vector.VectorWrapper):
         self.finished: list[tuple[float, int]] = []  # (return, length) since the last look
         self.step_count = 0  # environment steps, all copies together
         self.cut_every, self.seed = 0, 0
+        # Episodes that the last step ended for a checkpoint, and not of their own accord, [N].
+        self.cut_short = np.zeros(self.num_envs, bool)
         self._returns = np.zeros(self.num_envs)
         self._lengths = np.zeros(self.num_envs, np.int64)
         # Atari reports a lost life as `terminated`; a new game has begun if and only if the frame
@@ -229,6 +231,7 @@ class VectorEnvs(gym.vector.VectorWrapper):
         else:
             over = done
         cut = self.cut_every and self.step_count % self.cut_every == 0
+        self.cut_short = ~done if cut else np.zeros_like(done)
         if over.any() or cut:
             self._check_returns()
             for i in np.flatnonzero(over):

@@ -142,6 +142,16 @@ def test_all_environments_begin_anew_together(stem, tmp_path, monkeypatch):
     assert updates > 15
 
 
+@pytest.mark.parametrize("stem", REINFORCE)
+def test_nothing_is_learned_from_episodes_that_a_checkpoint_cuts(stem, tmp_path, monkeypatch):
+    watched = Watched(monkeypatch, load(stem))
+    # Every episode lasts six steps, and every 25 steps all are cut.
+    settings = {"env_id": "known_values:Constant-v0", "num_envs": 2, "checkpoint_every": 50}
+    train(stem, tmp_path / "run", total_timesteps=200, **settings)
+    assert len(watched.updates) == 4 * (25 // 6)
+    assert all((batch.alive.sum(axis=1) == 6).all() for batch, _ in watched.updates)
+
+
 @pytest.mark.parametrize("stem", ["a2c", "ppo_clip"])
 def test_networks_see_normal_numbers_in_training_and_in_play(stem, tmp_path, monkeypatch):
     watched = Watched(monkeypatch, load(stem))
