@@ -20,8 +20,8 @@ Equations
 Differs from the book
 ---------------------
 1. Advantages as in GAE (2); λ = 1, the default, gives the n-step return minus the value.
-2. RMSprop, and one limit on the length of the gradient of all weights together, as the authors do.
-   (Keras adds its ε within the root, as TensorFlow 1 did, where A2C was written.)
+2. RMSprop, and one limit on the length of the gradient of all weights together, as in OpenAI
+   Baselines, where A2C was written first (in TensorFlow 1, which, as Keras, adds ε in the root).
 3. The learning rate falls to 0 (`--no-anneal` keeps it).
 4. Besides discrete actions, continuous ones: a Gaussian instead of a softmax.
 5. A time limit (`truncated`) does not end the MDP: V of the last observation still counts in (1).
@@ -82,6 +82,7 @@ class Config(RunConfig):
     seed: int = 0  # of everything random
     total_timesteps: int = 500_000  # environment steps, all environments together
     num_envs: int = 8  # N, environments that step side by side
+    # NEW: several steps, how they are summed, entropy, one loss with a limited gradient
     num_steps: int = 5  # T, steps of each environment per update
     learning_rate: float = 7e-4  # α, step size of RMSprop at the start
     anneal: bool = True  # learning rate falls linearly to 0 over the run

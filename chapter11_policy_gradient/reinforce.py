@@ -226,6 +226,7 @@ def train(config: Config) -> Result:
         trajectory.append((state, action, clipped, alive))
         state = next_state
         if (alive & envs.cut_short).any():  # for a checkpoint: these episodes would look bad
+            run.discard()
             trajectory, alive = [], np.ones(config.num_envs, bool)
             continue
         alive = alive & ~(terminated | truncated)

@@ -88,7 +88,6 @@ class Config(RunConfig):
     num_envs: int = 16  # N, episodes per update, played side by side
     learning_rate: float = 3e-3  # α, step size of Adam at the start
     anneal: bool = True  # learning rate falls linearly to 0 over the run
-    # NEW: a network that tells what a state promises
     value_learning_rate: float = 1e-2  # step size of Adam for the baseline
     value_steps: int = 10  # gradient steps of the baseline per update
     gamma: float = 1.0  # γ, discount factor
@@ -242,7 +241,7 @@ def train(config: Config) -> Result:
     actions = Actions(envs.single_action_space)
     space, hidden_sizes = envs.single_observation_space, config.hidden_sizes
     policy_network = build_network(space, actions.outputs, hidden_sizes, gain=0.01)
-    value_network = build_network(space, 1, hidden_sizes, gain=1.0)
+    value_network = build_network(space, 1, hidden_sizes, gain=1.0)  # NEW: what a state promises
     optimizer = keras.optimizers.Adam(config.learning_rate)
     value_optimizer = keras.optimizers.Adam(config.value_learning_rate)
     rng = np.random.default_rng([config.seed, 1])
@@ -269,6 +268,7 @@ def train(config: Config) -> Result:
         trajectory.append((state, action, clipped, alive))
         state = next_state
         if (alive & envs.cut_short).any():  # for a checkpoint: these episodes would look bad
+            run.discard()
             trajectory, alive = [], np.ones(config.num_envs, bool)
             continue
         alive = alive & ~(terminated | truncated)
@@ -315,7 +315,7 @@ def draw_variances(run_dir: Path, config: Config) -> None:
         right.set(ylabel="variance / that of the whole return", ylim=(0.0, 1.1))
         right.set_title("the same, relative")
         for axes in (left, right):
-            axes.set(xlabel="environment steps", xlim=(0, None))
+            plots.label_steps(axes, "environment steps")
         left.legend()
 
 

@@ -32,7 +32,8 @@ Differs from the book
    bootstrap, and both critics are one network with two outputs.
 2. The authors' later version by default: the temperature is learned and the critics need no
    network for V. `--value-network --no-learn-temperature --temperature 0.2` is the book's.
-3. log(1 - tanh² u) is computed as 2 (log 2 - u - softplus(-2u)), which is exact for large u.
+3. (6) has log α where the paper has α, as the authors' code: the sign of the slope is the same.
+4. log(1 - tanh² u) is computed as 2 (log 2 - u - softplus(-2u)), which is exact for large u.
 
 How to run
 ----------
@@ -87,7 +88,7 @@ class Config(RunConfig):
     seed: int = 0  # of everything random
     total_timesteps: int = 10_000  # environment steps, all environments together
     num_envs: int = 1  # environments that step side by side
-    learning_rate: float = 1e-3  # step size of Adam, for actor and critic
+    learning_rate: float = 1e-3  # step size of Adam, for all networks and α
     gamma: float = 0.98  # γ, discount factor
     polyak: float = 0.005  # τ, share of the new weights in each step of the target networks
     hidden_sizes: tuple[int, ...] = (256, 256)  # units of the dense layers (images: Nature CNN too)
@@ -220,7 +221,7 @@ def build_train_step(
 
 
 def greedy_policy(outputs: Callable[[np.ndarray], np.ndarray], space: gym.spaces.Box) -> Policy:
-    """π(s) = tanh(m_φ(s)), in the environment's units."""
+    """π(s) = tanh(m_φ(s)), in the environment's units."""  # NEW: the middle of a distribution
     return lambda state: rescale_action(np.tanh(np.split(outputs(state), 2, axis=1)[0]), space)
 
 

@@ -210,7 +210,7 @@ def learning_curve(run_dir: Path, target: float | None = None) -> Path:
             )
         if main.get_legend_handles_labels()[0]:
             main.legend(loc="best")
-        _label_steps(main, info.step_unit)
+        label_steps(main, info.step_unit)
         main.set_ylabel(LABELS[RETURN])
         seed = "" if info.seed is None else f", seed {info.seed}"
         main.set_title(f"{info.script}{' on ' if info.env_id else ''}{info.env_id}{seed}")
@@ -223,7 +223,7 @@ def learning_curve(run_dir: Path, target: float | None = None) -> Path:
             if row + 1 < len(sides):
                 side.tick_params(labelbottom=False)
             else:
-                _label_steps(side, info.step_unit)
+                label_steps(side, info.step_unit)
         if len(metrics["step"]):  # the panels share it, and one of them may be empty
             main.set_xlim(0, max(1.0, metrics["step"][-1]))
         return save(drawing, path)
@@ -240,7 +240,7 @@ def _draw_run(axes: Axes, metrics: Mapping[str, np.ndarray], metric: str, color:
     axes.plot(steps, smooth(values, window), "-", color=color, label=label)
 
 
-def _label_steps(axes: Axes, unit: str) -> None:
+def label_steps(axes: Axes, unit: str) -> None:
     """Steps as 50k and 1M: long runs keep short numbers."""
     axes.set_xlabel(unit)
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
@@ -323,7 +323,7 @@ def compare(
                 line = {"color": PALETTE[place], "linestyle": style, "label": f"{what} ({seeds})"}
                 _draw_group(axes, label, run_dirs, name, window, line)
         units = {run_info(run_dir).step_unit for group in groups.values() for run_dir in group}
-        _label_steps(axes, " or ".join(sorted(units)))
+        label_steps(axes, " or ".join(sorted(units)))
         several = any(len(run_dirs) > 1 for run_dirs in groups.values())
         name = " and ".join(_short(name) for name in metrics)
         axes.set_ylabel(f"{name}\n(mean over seeds, 95 % interval)" if several else name)

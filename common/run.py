@@ -82,6 +82,7 @@ class Run:
         self.log_every = self.checkpoint_every = 0
         self._increment, self._unit, self.stopped = 1, "step", False
         self._tracked: dict[str, Any] = {}
+        self._logs, self._logs_at_discard = 0, -1
         self._sums: dict[str, float] = {}
         self._counts: dict[str, int] = {}
         self._episodes: list[tuple[float, int]] = []  # (return, length) since the last row
@@ -200,10 +201,24 @@ class Run:
             weight: how many times they count in the mean; 0 for not at all.
         """
         sums, counts = self._sums, self._counts
+        self._logs += 1
         if weight:
             for name, value in metrics.items():
                 sums[name] = sums.get(name, 0.0) + float(value) * weight
                 counts[name] = counts.get(name, 0) + weight
+
+    def discard(self) -> None:
+        """To be called when a checkpoint cuts short what the script would have learned from.
+
+        Raises:
+            UserError: nothing was logged since the last call, so nothing ever will be.
+        """
+        if self._logs == self._logs_at_discard:
+            raise UserError(
+                f"--checkpoint-every {self.checkpoint_every}: too few {self._unit}s for all "
+                "environments to end an episode in between; take more, or fewer --num-envs"
+            )
+        self._logs_at_discard = self._logs
 
     def finish(
         self, policy: Policy | None = None, facts: dict[str, float | None] | None = None

@@ -114,11 +114,13 @@ def test_gradients_far_out_are_those_of_the_formula(jit_compile):
 
 def test_acting_draws_what_training_evaluates():
     outputs = np.random.default_rng(0).normal(size=(6, 2 * A)).astype(np.float32)
-    outputs[0, A:] = 9.0, -40.0  # log σ that is cut
     noise = np.random.default_rng(7).standard_normal((6, A), np.float32)
+    outputs[0, A:] = 9.0, -40.0  # log σ that is cut; tanh lets see where the first of them led
+    outputs[0, 0] = 0.3 - np.exp(2.0) * noise[0, 0]
     action, log_prob = sample_action(outputs, noise, HALF_RANGE)
     ours = explore(outputs, np.random.default_rng(7))
     np.testing.assert_allclose(ours, action, atol=1e-6)
+    assert ours[0, 0] == pytest.approx(np.tanh(0.3), abs=1e-5)
     assert np.isfinite(log_prob).all()
 
 

@@ -46,6 +46,12 @@ def test_observations_get_mean_0_and_variance_1():
     np.testing.assert_allclose(normal.std(axis=(0, 1)), 1.0, atol=1e-2)  # 1e-3 is not far from 0
 
 
+def test_an_observation_counts_for_its_own_normalization():
+    normalizer = Normalizer(SPACE, num_envs=2, gamma=0.9)
+    first = normalizer.observe(np.array([[0.0, 0, 0], [2, 4, 6]]))
+    np.testing.assert_allclose(first, [[-1.0] * 3, [1.0] * 3], rtol=1e-4)
+
+
 def test_what_is_only_normalized_teaches_nothing():
     normalizer = Normalizer(SPACE, num_envs=2, gamma=0.9)
     normalizer.observe(np.array([[0.0, 0, 0], [2, 4, 6]]))
