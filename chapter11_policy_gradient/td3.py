@@ -35,16 +35,20 @@ How to run
     python chapter11_policy_gradient/td3.py --env-id MountainCarContinuous-v0 \
         --total-timesteps 30_000 --noise ou --noise-std 0.5 --noise-dt 0.1 --gamma 0.99 \
         --hidden-sizes 64 64 --batch-size 128 --train-frequency 32 --gradient-steps 32
+    python chapter11_policy_gradient/td3.py --env-id HalfCheetah-v5 --total-timesteps 60_000 \
+        --learning-starts 5_000 --gamma 0.99
 
 Expected
 --------
-Measured: -148.3 mean return (median of seeds 0, 1, 2), 42 s on two CPU cores
+Measured: -142.6 mean return (median of seeds 0, 1, 2), 42 s on two CPU cores
 
-Pendulum-v1, 10,000 steps, 100 greedy episodes: -142.2, -152.8, -148.3 for seeds 0, 1, 2. Random
+Pendulum-v1, 10,000 steps, 100 greedy episodes: -141.5, -153.0, -142.6 for seeds 0, 1, 2. Random
 play earns -1230.
 MountainCarContinuous-v0 by the second command, 30,000 steps: 92.5, 91.9, 94.4 for seeds 0, 1, 2,
 in 2 minutes on busy cores. Independent noise does not get the car out of the valley; this process,
 which pushes for a while in one direction, alone does so in three episodes of four.
+HalfCheetah-v5 by the third command, 60,000 steps: 3670.9, 2565.8, 2839.7 for seeds 0, 1, 2, in 6 to
+7 minutes on one busy core. Stable-Baselines3 with the same flags: 4122.0 (seed 0).
 
 Paper
 -----
@@ -112,7 +116,9 @@ def build_actor(
 ) -> keras.Model:
     """μ_φ: observations [B, ...] -> actions in [-1, 1], [B, A]."""
     inputs, features = body(observation_space, hidden_sizes)
-    return keras.Model(inputs, keras.layers.Dense(action_size, "tanh")(features))
+    near_zero = keras.initializers.RandomUniform(-3e-3, 3e-3)  # else tanh may begin at a bound
+    action = keras.layers.Dense(action_size, "tanh", kernel_initializer=near_zero)(features)
+    return keras.Model(inputs, action)
 
 
 def build_critic(
@@ -156,7 +162,7 @@ def build_train_step(
         td_target = batch.reward + config.gamma * (1.0 - batch.terminated) * next_q  # [B] (3)
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch([variable.value for variable in critic_variables])
-            q_values = critic([batch.state, batch.action])  # two of [B]
+            q_values = critic([batch.state, batch.action])  # NEW: two of [B]
             value_loss = sum(tf.reduce_mean((td_target - q) ** 2) for q in q_values)  # (4)
         gradients = tape.gradient(value_loss, [variable.value for variable in critic_variables])
         critic_optimizer.apply(gradients, critic_variables)
@@ -201,7 +207,7 @@ def train(config: Config) -> Result:
     replay = make_replay(envs, config.buffer_size, seed=config.seed)
     run = Run(config, __file__, envs)
     images = is_image(envs.single_observation_space)
-    use_threads(2, 2) if images else use_threads(1, 2)  # measured, see benchmarks/README.md
+    use_threads(2, 2) if images else use_threads(2, 1)  # measured, see benchmarks/README.md
     keras.utils.set_random_seed(config.seed)
 
     sizes = envs.single_observation_space, space.shape[0], config.hidden_sizes
@@ -219,7 +225,7 @@ def train(config: Config) -> Result:
     run.track(replay=replay, rng=rng, noise=noise)
 
     mean_action = forward(actor)  # μ_φ for acting
-    train_steps = compiled(train_step, loop=True, xla=False, refreshes=mean_action)
+    train_steps = compiled(train_step, loop=True, xla=not images, refreshes=mean_action)
 
     state, _ = envs.reset(seed=run.reset_seed)
     for step in run.steps(config.total_timesteps, config.num_envs):

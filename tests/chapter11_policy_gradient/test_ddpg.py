@@ -175,8 +175,9 @@ REGULATOR = QUICK | {
 
 
 def test_finds_the_gain_of_a_linear_quadratic_regulator(tmp_path):
-    config = Config(noise_std=0.5, run_dir=str(tmp_path), **REGULATOR)
-    result = ddpg.train(config)
+    settings = REGULATOR | {"polyak": 0.05, "learning_rate": 5e-4, "batch_size": 256}
+    settings |= {"total_timesteps": 20_000, "noise_std": 0.5, "run_dir": str(tmp_path)}
+    result = ddpg.train(Config(**settings))
     assert continuous_control.gain(result.policy) == pytest.approx(continuous_control.GAIN, rel=0.1)
 
 

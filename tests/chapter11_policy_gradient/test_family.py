@@ -210,6 +210,15 @@ def test_targets_begin_as_copies(stem, tmp_path):
             np.testing.assert_array_equal(kept[name], same, err_msg=name)
 
 
+@pytest.mark.parametrize("stem", ["ddpg", "td3"])
+def test_actors_begin_in_the_middle_of_the_range(stem):
+    """An actor that begins at a bound, where tanh is flat, may stay there."""
+    actor = load(stem).build_actor(Box(-9.0, 9.0, (17,), np.float32), 6, (256, 256))
+    states = np.random.default_rng(0).uniform(-9.0, 9.0, (100, 17)).astype(np.float32)
+    actions = np.abs(actor(states))
+    assert 0.0 < actions.mean() < actions.max() < 0.3
+
+
 @pytest.mark.parametrize("stem", OFF_POLICY)
 def test_the_buffer_knows_which_episodes_ended_and_where(stem, tmp_path):
     train(stem, tmp_path / "run")
