@@ -65,7 +65,7 @@ def continuous(algorithm: str) -> Case:
         "Pendulum-v1",
         num_envs=1,
         warmup=2_000,
-        steps=8_000,
+        steps=4_000,
         goal=(2.2, 1.1),
         batch_size=256,
         train_frequency=4,
