@@ -164,7 +164,7 @@ def build_update(
     optimizer: keras.optimizers.Optimizer,
     config: Config,
 ) -> Callable[..., tuple[dict[str, tf.Tensor], tf.Tensor]]:
-    """One gradient step on T steps of all environments; returns metrics and σ."""
+    """One gradient step on T steps of all environments; returns metrics and log σ."""
     variables = [
         *policy_network.trainable_variables,
         *value_network.trainable_variables,
@@ -203,7 +203,7 @@ def build_update(
             "train/value": tf.reduce_mean(value),
             "train/entropy": entropy,
         }
-        return metrics, tf.exp(actions.log_std.value)
+        return metrics, tf.identity(actions.log_std.value)
 
     return update
 
@@ -248,13 +248,13 @@ def train(config: Config) -> Result:
     learning_rate = linear_schedule(
         config.learning_rate, 0.0 if config.anneal else config.learning_rate, config.total_timesteps
     )
-    std = np.exp(np.asarray(actions.log_std))
+    log_std = np.asarray(actions.log_std)
     state, _ = envs.reset(seed=run.reset_seed)
     for step in run.steps(config.total_timesteps, config.num_envs * config.num_steps):
         trajectory = []  # NEW: several steps for each update
         for _ in range(config.num_steps):
             observed = normalizer.observe(state)
-            action = actions.sample(policy_outputs(observed), std, rng)
+            action = actions.sample(policy_outputs(observed), np.exp(log_std), rng)
             next_state, reward, terminated, truncated, info = envs.step(
                 actions.to_environment(action)
             )
@@ -269,7 +269,7 @@ def train(config: Config) -> Result:
         states, action, final_state, reward, terminated, truncated = trajectory
         states, action, final_state = (flatten(x) for x in (states, action, final_state))
         samples = Samples(states, action, final_state, reward, terminated, truncated)
-        metrics, std = update(samples, learning_rate(step))
+        metrics, log_std = update(samples, learning_rate(step))
         run.log(metrics)
         run.log({"train/learning_rate": learning_rate(step)})
     return run.finish(greedy_policy(policy_outputs, actions, normalizer))

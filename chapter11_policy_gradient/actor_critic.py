@@ -140,7 +140,7 @@ def build_update(
     optimizer: keras.optimizers.Optimizer,
     config: Config,
 ) -> Callable[..., tuple[dict[str, tf.Tensor], tf.Tensor]]:
-    """One gradient step on one step of all environments; returns metrics and σ."""
+    """One gradient step on one step of all environments; returns metrics and log σ."""
     variables = [
         *policy_network.trainable_variables,
         *value_network.trainable_variables,
@@ -172,7 +172,7 @@ def build_update(
             "train/value": tf.reduce_mean(value),
             "train/entropy": entropy,
         }
-        return metrics, tf.exp(actions.log_std.value)
+        return metrics, tf.identity(actions.log_std.value)
 
     return update
 
@@ -210,16 +210,16 @@ def train(config: Config) -> Result:
     learning_rate = linear_schedule(
         config.learning_rate, 0.0 if config.anneal else config.learning_rate, config.total_timesteps
     )
-    std = np.exp(np.asarray(actions.log_std))
+    log_std = np.asarray(actions.log_std)
     state, _ = envs.reset(seed=run.reset_seed)
     for step in run.steps(config.total_timesteps, config.num_envs):
-        action = actions.sample(policy_outputs(state), std, rng)
+        action = actions.sample(policy_outputs(state), np.exp(log_std), rng)
         next_state, reward, terminated, _, info = envs.step(actions.to_environment(action))
         clipped = np.sign(reward) if envs.is_atari else reward  # Atari scores differ by game
         final_state = successor(next_state, info)
         # NEW: an update after every step, without waiting for the end of an episode.
         samples = Samples(state, action, final_state, clipped, terminated)
-        metrics, std = update(samples, learning_rate(step))
+        metrics, log_std = update(samples, learning_rate(step))
         run.log(metrics)
         run.log({"train/learning_rate": learning_rate(step)})
         state = next_state

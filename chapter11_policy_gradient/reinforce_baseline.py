@@ -159,7 +159,7 @@ def build_update(
     value_optimizer: keras.optimizers.Optimizer,
     config: Config,
 ) -> Callable[..., tuple[dict[str, tf.Tensor], tf.Tensor]]:
-    """One gradient step on N episodes and some of the baseline's; returns metrics and σ."""
+    """One gradient step on N episodes and some of the baseline's; returns metrics and log σ."""
     variables = [
         *policy_network.trainable_variables,
         *([] if actions.discrete else [actions.log_std]),
@@ -217,7 +217,7 @@ def build_update(
 
         # NEW: the baseline learns from these episodes, to be of use for the next ones.
         metrics["train/value_loss"] = mean_over(value_step, tf.range(config.value_steps))
-        return metrics, tf.exp(actions.log_std.value)
+        return metrics, tf.identity(actions.log_std.value)
 
     return update
 
@@ -258,11 +258,11 @@ def train(config: Config) -> Result:
     learning_rate = linear_schedule(
         config.learning_rate, 0.0 if config.anneal else config.learning_rate, config.total_timesteps
     )
-    std = np.exp(np.asarray(actions.log_std))
+    log_std = np.asarray(actions.log_std)
     trajectory, alive = [], np.ones(config.num_envs, bool)
     state, _ = envs.reset(seed=run.reset_seed)
     for step in run.steps(config.total_timesteps, config.num_envs):
-        action = actions.sample(policy_outputs(state), std, rng)
+        action = actions.sample(policy_outputs(state), np.exp(log_std), rng)
         next_state, reward, terminated, truncated, _ = envs.step(actions.to_environment(action))
         clipped = np.sign(reward) if envs.is_atari else reward  # Atari scores differ by game
         trajectory.append((state, action, clipped, alive))
@@ -282,7 +282,7 @@ def train(config: Config) -> Result:
         reward_to_go = [discounted_returns(one, config.gamma) for one in (reward * alive).T]
         reward_to_go = np.stack(reward_to_go, axis=1)  # [T, N] (1)
         arrays = (padded(x) for x in (states, action, alive, reward_to_go))  # [N, T, ...]
-        metrics, std = update(Episodes(*arrays), learning_rate(step))
+        metrics, log_std = update(Episodes(*arrays), learning_rate(step))
         run.log(metrics)
         run.log({"train/learning_rate": learning_rate(step)})
         trajectory, alive = [], np.ones(config.num_envs, bool)

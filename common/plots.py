@@ -232,7 +232,7 @@ def learning_curve(run_dir: Path, target: float | None = None) -> Path:
 def _draw_run(axes: Axes, metrics: Mapping[str, np.ndarray], metric: str, color: str) -> None:
     steps, values = curve(metrics, metric)
     if not len(steps):
-        axes.text(0.5, 0.6, "no episode ended", transform=axes.transAxes, ha="center", color=GREY)
+        axes.text(0.5, 0.53, "no episode ended", transform=axes.transAxes, ha="center", color=GREY)
         return
     window = max(1, len(values) // 20)
     axes.plot(steps, values, ".", markersize=3, alpha=0.3, color=color, label="as logged")
