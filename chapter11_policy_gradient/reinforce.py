@@ -15,8 +15,8 @@ Equations
 ---------
     R(τ_i) = Σ_t γ^t r_t, the return of episode τ_i                                         (1)
     g_i = Σ_t ∇_θ log π_θ(a_t|s_t) R(τ_i)                                                   (2)
-    ∇_θ J ≈ g = mean of g_1 ... g_N;  θ <- θ + α g, with Adam's step sizes                   (3)
-    variance of g ≈ Σ_i |g_i - g|² / (N (N - 1)), all weights together                       (4)
+    ∇_θ J ≈ g = mean of g_1 ... g_N;  θ <- θ + α g, with Adam's step sizes                  (3)
+    variance of g ≈ Σ_i |g_i - g|² / (N (N - 1)), all weights together                      (4)
 
 Differs from the book
 ---------------------

@@ -42,8 +42,8 @@ DRQN = [*PRIORITIZED, "--lstm-units", "8", "--sequence-length", "6"]
 SMALL_PONG = [*PONG, "--frame-size", "42"]
 RAINBOW_PONG = [*SMALL_PONG, "--num-atoms", "11", "--v-min", "-2", "--v-max", "2", "--n-step", "3"]
 
-# An iteration of REINFORCE lasts as long as its longest episode. The pendulum
-# for what a Gaussian policy has to remember.
+# An iteration of REINFORCE lasts as long as its longest episode. The pendulum for what a Gaussian
+# policy has to remember.
 REINFORCE = """--env-id odd_environments:MortalCartPole-v0 --num-envs 4 --total-timesteps 3200
     --checkpoint-every 1200 --hidden-sizes 16 --eval-episodes 2""".split()
 REINFORCE_PENDULUM = ["--env-id", "odd_environments:MortalPendulum-v0", *REINFORCE[2:]]

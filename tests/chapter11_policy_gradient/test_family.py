@@ -144,6 +144,15 @@ def test_all_environments_begin_anew_together(stem, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("stem", REINFORCE)
+def test_one_episode_per_update_has_a_gradient_but_no_variance(stem, tmp_path):
+    settings = {"env_id": "policy_gradients:TwoStates-v0", "num_envs": 1, "total_timesteps": 12}
+    train(stem, tmp_path / "run", **settings)
+    metrics = read_metrics(tmp_path / "run")
+    assert np.isfinite(metrics["train/policy_loss"]).any()
+    assert not [name for name in metrics if "variance" in name]
+
+
+@pytest.mark.parametrize("stem", REINFORCE)
 def test_nothing_is_learned_from_episodes_that_a_checkpoint_cuts(stem, tmp_path, monkeypatch):
     watched = Watched(monkeypatch, load(stem))
     # Every episode lasts six steps, and every 25 steps all are cut.

@@ -214,21 +214,6 @@ def test_long_episodes_are_padded_to_the_next_power_of_two():
         assert not result[:, length:].any()
 
 
-def test_one_episode_per_update_has_a_gradient_but_no_variance(tmp_path):
-    config = Config(
-        env_id="policy_gradients:TwoStates-v0",
-        num_envs=1,
-        total_timesteps=12,
-        hidden_sizes=(),
-        eval_episodes=1,
-        run_dir=str(tmp_path),
-    )
-    reinforce.train(config)
-    metrics = read_metrics(tmp_path)
-    assert np.isfinite(metrics["train/policy_loss"]).any()
-    assert not [name for name in metrics if "variance" in name]
-
-
 def test_what_does_not_differ_is_the_same_as_in_ppo():
     for name in ("build_network", "Actions"):  # tested there
         ours, theirs = getattr(reinforce, name), getattr(ppo_clip, name)

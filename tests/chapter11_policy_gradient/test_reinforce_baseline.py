@@ -137,21 +137,6 @@ def test_each_step_counts_what_follows_it_in_its_own_episode(tmp_path, monkeypat
     assert 57 <= used <= 60  # the last iteration may not have ended
 
 
-def test_one_episode_per_update_has_a_gradient_but_no_variance(tmp_path):
-    config = Config(
-        env_id="policy_gradients:TwoStates-v0",
-        num_envs=1,
-        total_timesteps=12,
-        hidden_sizes=(),
-        eval_episodes=1,
-        run_dir=str(tmp_path),
-    )
-    script.train(config)
-    metrics = read_metrics(tmp_path)
-    assert np.isfinite(metrics["train/policy_loss"]).any()
-    assert not [name for name in metrics if "variance" in name]
-
-
 def test_what_does_not_differ_is_the_same_as_in_its_neighbours():
     for module, names in [
         (ppo_clip, ("build_network", "Actions")),
