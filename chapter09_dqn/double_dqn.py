@@ -60,11 +60,11 @@ from typing import Any
 from common.acting import forward
 from common.checkpoint import restore_latest
 from common.cli import command, parse
-from common.compiled import compiled, use_threads
+from common.compiled import compiled, mean_over, use_threads
 from common.config import RunConfig, check_replay_config
 from common.environments import atari_kwargs, is_image, make_envs, successor
 from common.evaluation import report
-from common.networks import body, copy_weights
+from common.networks import body, copy_weights, in_one_pass
 from common.policies import require_discrete
 from common.replay import Batch, make_replay
 from common.returns import TrueReturns
@@ -127,20 +127,20 @@ def huber(td_error: tf.Tensor, kappa: float) -> tf.Tensor:
     return tf.where(size > kappa, tangent, td_error**2) if kappa > 0.0 else td_error**2
 
 
-def build_train_step(
+def build_train_steps(
     q_network: keras.Model,
     target_network: keras.Model,
     optimizer: keras.optimizers.Optimizer,
     gamma: float,
     huber_kappa: float = 0.0,
 ) -> Callable[[Batch], dict[str, tf.Tensor]]:
-    """One gradient step on a batch; returns metrics."""
+    """K gradient steps, one on each batch of a block; returns metrics."""
     variables = q_network.trainable_variables
 
-    def train_step(batch: Batch) -> dict[str, tf.Tensor]:
+    def train_step(batch: Batch, target_values: tf.Tensor) -> dict[str, tf.Tensor]:
         # NEW: the online network chooses, the target network evaluates.
         next_action = tf.argmax(q_network(batch.next_state), axis=1)  # [B]
-        next_q = tf.gather(target_network(batch.next_state), next_action, batch_dims=1)  # [B]
+        next_q = tf.gather(target_values, next_action, batch_dims=1)  # [B]
         td_target = batch.reward + gamma * (1.0 - batch.terminated) * next_q  # [B] (2)
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch([variable.value for variable in variables])
@@ -155,7 +155,12 @@ def build_train_step(
             "train/learning_rate": optimizer.learning_rate,
         }
 
-    return train_step
+    # NEW: θ' rests during a block, so what it says of all next states comes from one pass.
+    def train_steps(batches: Batch) -> dict[str, tf.Tensor]:
+        target_values = in_one_pass(target_network, batches.next_state)  # [K, B, A]
+        return mean_over(lambda one: train_step(*one), (batches, target_values))
+
+    return train_steps
 
 
 def greedy_policy(q_values: Callable[[np.ndarray], np.ndarray]) -> Policy:
@@ -194,10 +199,10 @@ def train(config: Config) -> Result:
     run.track(replay=replay, rng=rng)
 
     q_values = forward(q_network)  # Q_θ for acting
-    train_step = build_train_step(
+    train_steps = build_train_steps(
         q_network, target_network, optimizer, config.gamma, config.huber_kappa
     )
-    train_steps = compiled(train_step, loop=True, xla=not images, refreshes=q_values)
+    train_steps = compiled(train_steps, xla=not images, refreshes=q_values)
     epsilon = linear_schedule(
         config.start_epsilon,
         config.end_epsilon,

@@ -1,7 +1,7 @@
 """Double DQN: who chooses and who evaluates, and what that does to values that are too large."""
 
 from chapter09_dqn import double_dqn, dqn
-from chapter09_dqn.double_dqn import build_q_network, build_train_step
+from chapter09_dqn.double_dqn import build_q_network, build_train_steps
 from common.checkpoint import restore_latest
 from common.compiled import compiled
 from common.metrics import read_metrics
@@ -44,8 +44,8 @@ def network(weights):
 def trained(q_network, target_network, batch, gamma, xla=True):
     optimizer = keras.optimizers.SGD(0.3)
     optimizer.build(q_network.trainable_variables)
-    train_step = build_train_step(q_network, target_network, optimizer, gamma)
-    return compiled(train_step, loop=True, xla=xla)(Batch(*[array[None] for array in batch]))
+    train_steps = build_train_steps(q_network, target_network, optimizer, gamma)
+    return compiled(train_steps, xla=xla)(Batch(*[array[None] for array in batch]))
 
 
 def test_the_online_network_chooses_and_the_target_network_evaluates():

@@ -1,7 +1,7 @@
 """Dueling DQN: how the streams join, what reaches them, and that they are no larger than DQN's."""
 
 from chapter09_dqn import dqn, dueling_dqn
-from chapter09_dqn.dueling_dqn import build_q_network, build_train_step
+from chapter09_dqn.dueling_dqn import build_q_network, build_train_steps
 from common.acting import NumpyTwin, forward
 from common.checkpoint import restore_latest
 from common.compiled import compiled
@@ -69,8 +69,8 @@ def test_every_action_teaches_the_value(action):
     old_value, old_advantage = value.bias.numpy(), advantage.bias.numpy()
     one = np.ones((1, 1), np.float32)
     batch = Batch(states, np.array([[action]], np.int32), 5.0 * one, states, one)  # y = 5
-    step = build_train_step(q_network, target_network, optimizer, 0.9)
-    metrics = compiled(step, loop=True)(batch)
+    train_steps = build_train_steps(q_network, target_network, optimizer, 0.9)
+    metrics = compiled(train_steps)(batch)
     assert metrics["train/loss"] == pytest.approx((5.0 - before[action]) ** 2, rel=1e-5)
     slope = 2.0 * (before[action] - 5.0)
     np.testing.assert_allclose(value.bias, old_value - 0.25 * slope, rtol=1e-5)

@@ -4,9 +4,12 @@ import importlib
 
 from chapter09_dqn import rainbow
 from common.checkpoint import latest
+from common.compiled import compiled
 from common.metrics import read_metrics
+from common.replay import Batch
 
 import gymnasium as gym
+import keras
 import numpy as np
 import pytest
 from gymnasium.spaces import Box, Discrete
@@ -75,6 +78,35 @@ def test_true_returns_learning_rate_and_exploration_of_a_run(stem, tmp_path):
     expected = np.maximum(1.0 - 0.8 * at / 0.5, 0.2)
     np.testing.assert_allclose(epsilon[known], expected[known], atol=0.04)
     assert epsilon[known][-1] == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize("stem", ["double_dqn", "dueling_dqn"])
+def test_a_block_of_steps_is_its_steps_one_by_one(stem):
+    """The target network sees the whole block at once; each step gets what is its own."""
+    script, rng = importlib.import_module(f"chapter09_dqn.{stem}"), np.random.default_rng(0)
+    space = Box(-1.0, 1.0, (2,), np.float32)
+    blocks = Batch(
+        state=rng.normal(size=(3, 4, 2)).astype(np.float32),
+        action=rng.integers(0, 3, (3, 4)).astype(np.int32),
+        reward=rng.normal(size=(3, 4)).astype(np.float32),
+        next_state=rng.normal(size=(3, 4, 2)).astype(np.float32),
+        terminated=np.zeros((3, 4), np.float32),
+    )
+
+    def learn(*parts):
+        keras.utils.set_random_seed(0)
+        q_network, target_network = (script.build_q_network(space, 3, (8,)) for _ in range(2))
+        optimizer = keras.optimizers.SGD(0.1)
+        optimizer.build(q_network.trainable_variables)
+        steps = compiled(script.build_train_steps(q_network, target_network, optimizer, 0.9))
+        losses = [steps(Batch(*[array[part] for array in blocks]))["train/loss"] for part in parts]
+        return np.mean(losses), q_network.get_weights()
+
+    loss, weights = learn(slice(0, 3))
+    loss_one_by_one, weights_one_by_one = learn(slice(0, 1), slice(1, 2), slice(2, 3))
+    assert loss == pytest.approx(loss_one_by_one, rel=1e-5)
+    for ours, theirs in zip(weights, weights_one_by_one, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("stem", ["dqn", "prioritized_dqn"])
