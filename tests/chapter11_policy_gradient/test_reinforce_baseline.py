@@ -10,6 +10,7 @@ from chapter11_policy_gradient.reinforce_baseline import (
     Episodes,
     build_network,
 )
+from common import plots
 from common.compiled import compiled
 from common.evaluation import episode_returns
 from common.metrics import read_metrics
@@ -170,3 +171,26 @@ def test_learns_cartpole_with_less_and_less_noise(tmp_path):
     whole, to_go, with_baseline = (np.nanmean(metrics[name][-100:]) for name in names)
     assert whole > 2.0 * to_go  # about 3 where rewards come evenly
     assert to_go > 1.5 * with_baseline
+
+
+def test_the_picture_names_each_estimate_and_divides_by_the_whole_return(tmp_path, monkeypatch):
+    names = ("_whole_return", "_reward_to_go", "")
+    with open(tmp_path / "metrics.csv", "w") as file:
+        file.write("step," + ",".join(f"train/gradient_variance{name}" for name in names) + "\n")
+        for step in range(1, 11):
+            file.write(f"{100 * step},8.0,4.0,1.0\n")
+    drawn, save = [], plots.save
+    monkeypatch.setattr(
+        plots, "save", lambda drawing, path: drawn.append(drawing) or save(drawing, path)
+    )
+    script.draw_variances(tmp_path, Config(num_envs=5))
+    assert (tmp_path / "gradient_variance.png").exists()
+    [figure] = drawn
+    for axes, heights in zip(figure.axes, ([8.0, 4.0, 1.0], [1.0, 0.5, 0.125]), strict=True):
+        assert axes.get_xlabel() == "environment steps"
+        labels = ["whole return", "reward-to-go", "with baseline"]
+        for line, label, height in zip(axes.lines, labels, heights, strict=True):
+            assert line.get_label().startswith(label)
+            np.testing.assert_array_equal(line.get_xdata(), 100 * np.arange(1, 11))
+            np.testing.assert_allclose(line.get_ydata(), height)
+    assert figure.axes[0].get_title() == "mean over 5 episodes"

@@ -221,7 +221,9 @@ def test_soft_update_moves_the_target_a_part_of_the_way(polyak):
     assert source.get_weights()[0][0, 0] == 4.0
 
 
-@pytest.mark.parametrize("space", [Box(-1.0, 1.0, (4,), np.float32), images(40, 40, 2), Discrete(5)])
+@pytest.mark.parametrize(
+    "space", [Box(-1.0, 1.0, (4,), np.float32), images(40, 40, 2), Discrete(5)]
+)
 def test_batches_in_one_pass_are_the_batches_one_by_one(space):
     network = network_for(space)
     space.seed(0)
