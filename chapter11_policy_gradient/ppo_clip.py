@@ -37,6 +37,9 @@ How to run
         --total-timesteps 1_000_000 --num-envs 16 --num-steps 1024 --num-epochs 4 \
         --minibatch-size 64 --gamma 0.999 --gae-lambda 0.98 --learning-rate 3e-4 \
         --entropy-coefficient 0.01
+    python chapter11_policy_gradient/ppo_clip.py --env-id Hopper-v5 --normalize \
+        --total-timesteps 500_000 --num-steps 256 --num-epochs 10 --minibatch-size 64 \
+        --learning-rate 3e-4 --gamma 0.99 --gae-lambda 0.95
 
 Expected
 --------
@@ -47,6 +50,8 @@ Pendulum-v1 by the second command, 200,000 steps: -167.5, -166.4, -166.4, in 14 
 earns 22.7 and -1230.
 LunarLander-v3 by the third command, 1,000,000 steps: 209.1, 198.8, 224.5, in 65 to 80 s on one busy
 core. Random play earns -200.
+Hopper-v5 by the fourth command, 500,000 steps: 3061.0, 2111.4, 3598.8, in 100 to 180 s on one busy
+core. Random play earns 18.
 
 Paper
 -----
