@@ -221,6 +221,25 @@ def mean_over(function: Callable[[Any], Any], slices: Any) -> Any:
     return tf.nest.pack_sequence_as(first, results)
 
 
+def in_one_pass(network: Callable[[tf.Tensor], tf.Tensor], batches: tf.Tensor) -> tf.Tensor:
+    """What a network says of K batches, all at once; for use in compiled functions.
+
+    Images go one batch after the other: side by side, their features may need gigabytes.
+
+    Args:
+        network: takes [B, ...] and returns float32.
+        batches: [K, B, ...].
+
+    Returns:
+        The network's outputs, [K, B, ...].
+    """
+    if batches.dtype == tf.uint8:
+        stacked: tf.Tensor = mean_over(network, batches)  # takes no mean: outputs are no scalars
+        return stacked
+    outputs = network(tf.reshape(batches, [-1, *batches.shape[2:]]))  # [K * B, ...]
+    return tf.reshape(outputs, [*batches.shape[:2], *outputs.shape[1:]])
+
+
 def _flatten(structure: Any, leaves: list[np.ndarray]) -> Any:
     """Appends the arrays of a structure in `tf.nest` order; returns what makes a variant."""
     if isinstance(structure, tuple | list):

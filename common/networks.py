@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import common.quiet  # noqa: F401
 from common.environments import is_image
@@ -106,20 +105,6 @@ def body(
     if is_image(observation_space):
         return inputs, nature_cnn(features, initializer)
     return inputs, mlp(features, hidden_sizes, activation, initializer)
-
-
-def in_one_pass(network: keras.Model, inputs: Any) -> Any:
-    """A network's outputs for K batches in one pass; for use in compiled functions.
-
-    Args:
-        network: with one input and one output.
-        inputs: a tensor, [K, B, ...].
-
-    Returns:
-        The outputs, [K, B, ...].
-    """
-    outputs = network(keras.ops.reshape(inputs, (-1, *inputs.shape[2:])))  # [K * B, ...]
-    return keras.ops.reshape(outputs, (*inputs.shape[:2], *outputs.shape[1:]))
 
 
 def trunk(

@@ -3,12 +3,14 @@
 from typing import NamedTuple
 
 from common.acting import forward
-from common.compiled import compiled, mean_over
+from common.compiled import compiled, in_one_pass, mean_over
+from common.networks import body
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from gymnasium.spaces import Box, Discrete
 
 
 class Pair(NamedTuple):
@@ -284,3 +286,28 @@ def test_name_and_docstring_stay():
 def test_reads_and_updates_of_weights_keep_their_order():
     """With this pass, some compilations of SAC's update read weights too late or too early."""
     assert tf.config.optimizer.get_experimental_options()["dependency_optimization"] is False
+
+
+@pytest.mark.parametrize("kind", ["vectors", "images", "discrete"])
+def test_batches_in_one_pass_are_the_batches_one_by_one(kind, xla):
+    rng = np.random.default_rng(0)
+    space, batches = {  # K = 3 batches of B = 2
+        "vectors": (Box(-1.0, 1.0, (4,), np.float32), rng.normal(size=(3, 2, 4))),
+        "images": (Box(0, 255, (40, 40, 1), np.uint8), rng.integers(0, 256, (3, 2, 40, 40, 1))),
+        "discrete": (Discrete(5), np.array([[0, 1], [2, 3], [4, 0]])),
+    }[kind]
+    network = keras.Model(*body(space, (6,)))
+    batches = batches.astype(
+        {"vectors": np.float32, "images": np.uint8, "discrete": np.int32}[kind]
+    )
+    rows = []  # in each call of the network
+
+    def watched(inputs):
+        rows.append(inputs.shape[0])
+        return network(inputs)
+
+    outputs = compiled(lambda all_of_them: in_one_pass(watched, all_of_them), xla=xla)(batches)
+    assert set(rows) == ({2} if kind == "images" else {6})  # images would need too much memory
+    assert outputs.shape == (3, 2, network.output_shape[1])
+    for batch, output in zip(batches, outputs, strict=True):
+        np.testing.assert_allclose(output, network(batch), rtol=1e-4, atol=1e-5)

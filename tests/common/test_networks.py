@@ -6,7 +6,6 @@ from common.networks import (
     body,
     convolutions,
     copy_weights,
-    in_one_pass,
     mlp,
     nature_cnn,
     soft_update,
@@ -219,16 +218,3 @@ def test_soft_update_moves_the_target_a_part_of_the_way(polyak):
     np.testing.assert_allclose(kernel, np.full((3, 2), 8.0 - 4.0 * polyak), rtol=1e-6)
     np.testing.assert_allclose(bias, np.full(2, -1.0 + 2.0 * polyak), rtol=1e-6)
     assert source.get_weights()[0][0, 0] == 4.0
-
-
-@pytest.mark.parametrize(
-    "space", [Box(-1.0, 1.0, (4,), np.float32), images(40, 40, 2), Discrete(5)]
-)
-def test_batches_in_one_pass_are_the_batches_one_by_one(space):
-    network = network_for(space)
-    space.seed(0)
-    batches = np.stack([[space.sample() for _ in range(2)] for _ in range(3)])  # [K, B, ...]
-    outputs = in_one_pass(network, keras.ops.convert_to_tensor(batches))
-    assert outputs.shape == (3, 2, network.output_shape[1])
-    for batch, output in zip(batches, outputs, strict=True):
-        np.testing.assert_allclose(output, network(batch), rtol=1e-5, atol=1e-6)
