@@ -48,7 +48,7 @@ MountainCarContinuous-v0 by the second command, 30,000 steps: 92.4, 92.5, 93.3 f
 in 21 to 23 s on one core. Independent noise does not get the car out of the valley; this process,
 which pushes for a while in one direction, alone does so in three episodes of four.
 HalfCheetah-v5 by the third command, 60,000 steps: 3670.9, 2565.8, 2839.7 for seeds 0, 1, 2, in 6 to
-7 minutes on one busy core. Stable-Baselines3 with the same flags: 4122.0 (seed 0).
+7 minutes on one busy core. Stable-Baselines3 with the same flags: 4122.0, 3548.2, 4409.9.
 
 Paper
 -----
