@@ -48,7 +48,7 @@ Expected
 Measured: -146.5 mean return (median of seeds 0, 1, 2), 44 s on two CPU cores
 
 Pendulum-v1, 10,000 steps, 100 greedy episodes: -146.5, -150.8, -138.7 for seeds 0, 1, 2. The
-book's version by the second command: -142.0 (seed 0 alone). Random play earns -1230.
+book's version by the second command: -142.0, -151.0, -140.8. Random play earns -1230.
 HalfCheetah-v5 by the third command, 60,000 steps: 3915.3, 4306.6, 3153.6 for seeds 0, 1, 2, in 7 to
 9 minutes on one busy core. Stable-Baselines3 with the same flags: 3524.2, 4162.6, 4003.2.
 
