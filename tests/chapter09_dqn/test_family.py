@@ -43,11 +43,13 @@ gym.register("ThreeStepsEnd-v0", lambda: ThreeSteps(limit=False))
 gym.register("ThreeStepsLimit-v0", lambda: ThreeSteps(limit=True))
 
 
+SMALL = {"num_envs": 4, "batch_size": 8, "hidden_sizes": (8,), "buffer_size": 500}
+SMALL |= {"train_frequency": 16, "gradient_steps": 2, "learning_starts": 16}
+
+
 def train(stem, run_dir, **settings):
     script = importlib.import_module(f"chapter09_dqn.{stem}")
-    small = {"num_envs": 4, "batch_size": 8, "hidden_sizes": (8,), "buffer_size": 500}
-    small |= {"train_frequency": 16, "gradient_steps": 2, "learning_starts": 16}
-    config = script.Config(**small | settings | {"run_dir": str(run_dir)})
+    config = script.Config(**SMALL | settings | {"run_dir": str(run_dir)})
     script.train(config)
     return config, read_metrics(run_dir)
 
@@ -121,9 +123,8 @@ def test_a_block_of_steps_is_its_steps_one_by_one(stem):
 def test_the_policy_of_a_run_is_the_greedy_one_of_its_last_weights(stem, tmp_path):
     """What acts is a copy of the weights that every training must renew."""
     script = importlib.import_module(f"chapter09_dqn.{stem}")
-    settings = {"num_envs": 4, "batch_size": 8, "hidden_sizes": (8,), "buffer_size": 500}
-    settings |= {"train_frequency": 16, "gradient_steps": 8, "learning_starts": 16}
-    settings |= {"learning_rate": 0.1, "env_id": "ThreeStepsEnd-v0", "total_timesteps": 320}
+    settings = SMALL | {"gradient_steps": 8, "learning_rate": 0.1, "total_timesteps": 320}
+    settings |= {"env_id": "ThreeStepsEnd-v0"}
     config = script.Config(**settings, run_dir=str(tmp_path / "run"))
     ours = script.train(config).policy
     loaded = script.load_policy(script.Config(**settings, resume=config.run_dir))
