@@ -122,8 +122,8 @@ def main() -> None:
     """Prints one line of JSON."""
     case, threads, split = CASES[sys.argv[1]], int(sys.argv[2]), "--split" in sys.argv
     algorithm = "dqn" if "--peer" in sys.argv else case.algorithm
-    # SAC runs in a plain graph, where a thread does best with an operation of its own.
-    compiled.use_threads(1 if algorithm == "sac" else threads, threads)
+    # SAC and TD3 run in a plain graph, where a thread does best with an operation of its own.
+    compiled.use_threads(1 if algorithm in OFF_POLICY else threads, threads)
     tf.constant(0.0)  # starts the runtime: the script's own choice of threads comes too late
     if algorithm == "acting":
         act(case, case.warmup)

@@ -28,6 +28,8 @@ Differs from the book
    limit does not stop the bootstrap.
 2. Both critics are one network with two outputs, which share nothing but the input (images: and
    the convolutions).
+3. Updates come in rounds: d of the critics, then one of actor and targets, on the last of the d
+   batches. What `--gradient-steps` leaves over waits for the next training.
 
 How to run
 ----------
@@ -62,7 +64,7 @@ from dataclasses import dataclass
 from common.acting import forward
 from common.checkpoint import restore_latest
 from common.cli import command, parse
-from common.compiled import compiled, use_threads
+from common.compiled import compiled, mean_over, use_threads
 from common.config import RunConfig, check_replay_config
 from common.environments import is_image, make_envs, successor
 from common.evaluation import report
@@ -100,7 +102,7 @@ class Config(RunConfig):
     batch_size: int = 256  # B, transitions per gradient step
     learning_starts: int = 1_000  # steps with random actions before the first gradient step
     train_frequency: int = 4  # steps between trainings
-    gradient_steps: int = 4  # gradient steps per training
+    gradient_steps: int = 4  # gradient steps of the critics per training
     noise: str = "gaussian"  # exploration noise n: gaussian, or ou for Ornstein-Uhlenbeck
     noise_std: float = 0.1  # σ, scale of the noise; 1 is half of the range between the bounds
     noise_theta: float = 0.15  # θ_n of ou, how strongly it is pulled back to 0
@@ -138,7 +140,7 @@ def explore(action: np.ndarray, noise: np.ndarray) -> np.ndarray:
     return np.clip(action + noise, -1.0, 1.0)
 
 
-def build_train_step(
+def build_train_round(
     actor: keras.Model,
     critic: keras.Model,
     target_actor: keras.Model,
@@ -147,12 +149,12 @@ def build_train_step(
     critic_optimizer: keras.optimizers.Optimizer,
     config: Config,
 ) -> Callable[[Batch, tf.Tensor], dict[str, tf.Tensor]]:
-    """One gradient step of the critics and, at times, the actor on a batch; returns metrics."""
+    """D gradient steps of the critics, a batch each, and one of the actor; returns metrics."""
     actor_variables, critic_variables = actor.trainable_variables, critic.trainable_variables
     actor_optimizer.build(actor_variables)
     critic_optimizer.build(critic_variables)
 
-    def train_step(batch: Batch, noise: tf.Tensor) -> dict[str, tf.Tensor]:
+    def update_critics(batch: Batch, noise: tf.Tensor) -> dict[str, tf.Tensor]:
         # NEW: the target's action is blurred by noise, [B, A], drawn from N(0, 1)
         blur = config.smoothing_std * noise  # [B, A]
         blur = tf.clip_by_value(blur, -config.smoothing_clip, config.smoothing_clip)
@@ -166,29 +168,24 @@ def build_train_step(
             value_loss = sum(tf.reduce_mean((td_target - q) ** 2) for q in q_values)  # (4)
         gradients = tape.gradient(value_loss, [variable.value for variable in critic_variables])
         critic_optimizer.apply(gradients, critic_variables)
+        return {"train/value_loss": value_loss, "train/q_value": tf.reduce_mean(q_values)}
 
-        # NEW: in a function of its own, for every d-th update
-        def update_actor() -> tf.Tensor:
-            with tf.GradientTape(watch_accessed_variables=False) as tape:
-                tape.watch([variable.value for variable in actor_variables])
-                q_value, _ = critic([batch.state, actor(batch.state)])  # [B]
-                policy_loss = -tf.reduce_mean(q_value)  # (5)
-            gradients = tape.gradient(policy_loss, [v.value for v in actor_variables])
-            actor_optimizer.apply(gradients, actor_variables)
+    def train_round(batches: Batch, noise: tf.Tensor) -> dict[str, tf.Tensor]:
+        # NEW: d updates of the critics, one on each of [d, B, ...], come before the actor's
+        critics = mean_over(lambda one: update_critics(*one), (batches, noise), config.policy_delay)
+        state = batches.state[-1]  # [B, ...]
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch([variable.value for variable in actor_variables])
+            q_value, _ = critic([state, actor(state)])  # [B]
+            policy_loss = -tf.reduce_mean(q_value)  # (5)
+        gradients = tape.gradient(policy_loss, [variable.value for variable in actor_variables])
+        actor_optimizer.apply(gradients, actor_variables)
 
-            soft_update(critic, target_critic, config.polyak)  # (6)
-            soft_update(actor, target_actor, config.polyak)  # (6)
-            return policy_loss * config.policy_delay  # the mean over d updates is the loss
+        soft_update(critic, target_critic, config.polyak)  # (6)
+        soft_update(actor, target_actor, config.polyak)  # (6)
+        return {"train/policy_loss": policy_loss, **critics}
 
-        now = critic_optimizer.iterations.value % config.policy_delay == 0
-        policy_loss = tf.cond(now, update_actor, lambda: 0.0)
-        return {
-            "train/policy_loss": policy_loss,
-            "train/value_loss": value_loss,
-            "train/q_value": tf.reduce_mean(q_values),
-        }
-
-    return train_step
+    return train_round
 
 
 def greedy_policy(actor: Callable[[np.ndarray], np.ndarray], space: gym.spaces.Box) -> Policy:
@@ -207,7 +204,9 @@ def train(config: Config) -> Result:
     replay = make_replay(envs, config.buffer_size, seed=config.seed)
     run = Run(config, __file__, envs)
     images = is_image(envs.single_observation_space)
-    use_threads(2, 2) if images else use_threads(2, 1)  # measured, see benchmarks/README.md
+    # NEW: wide layers run side by side in a plain graph, an operation to a thread
+    wide = not images and max(config.hidden_sizes, default=0) >= 128
+    use_threads(1 if wide else 2, 2 if wide or images else 1)  # measured, see benchmarks/README.md
     keras.utils.set_random_seed(config.seed)
 
     sizes = envs.single_observation_space, space.shape[0], config.hidden_sizes
@@ -219,13 +218,15 @@ def train(config: Config) -> Result:
     critic_optimizer = FusedAdam(config.learning_rate)
     rng = np.random.default_rng([config.seed, 1])
     networks = actor, critic, target_actor, target_critic
-    train_step = build_train_step(*networks, actor_optimizer, critic_optimizer, config)
+    train_round = build_train_round(*networks, actor_optimizer, critic_optimizer, config)
     run.track(actor=actor, critic=critic, target_actor=target_actor, target_critic=target_critic)
     run.track(actor_optimizer=actor_optimizer, critic_optimizer=critic_optimizer)
-    run.track(replay=replay, rng=rng, noise=noise)
+    due = np.zeros(1, np.int64)  # NEW: updates that do not fill a round yet
+    run.track(replay=replay, rng=rng, noise=noise, due=due)
 
     mean_action = forward(actor)  # μ_φ for acting
-    train_steps = compiled(train_step, loop=True, xla=not images, refreshes=mean_action)
+    how = {"xla": False, "unroll": 4} if wide else {"xla": not images}
+    train_rounds = compiled(train_round, loop=True, refreshes=mean_action, **how)
 
     state, _ = envs.reset(seed=run.reset_seed)
     for step in run.steps(config.total_timesteps, config.num_envs):
@@ -239,9 +240,12 @@ def train(config: Config) -> Result:
         state = next_state
 
         if step >= config.learning_starts and run.every(config.train_frequency):
-            batches = replay.sample(config.gradient_steps, config.batch_size)  # [K, B, ...]
-            # NEW: noise for (2), [K, B, A]
-            run.log(train_steps(batches, rng.standard_normal(batches.action.shape, np.float32)))
+            # NEW: in rounds of d updates, [K / d, d, B, ...], with noise for (2), [K / d, d, B, A]
+            rounds, due[0] = divmod(due[0] + config.gradient_steps, config.policy_delay)
+            if rounds:
+                batches = replay.sample(rounds, config.policy_delay, config.batch_size)
+                noises = rng.standard_normal(batches.action.shape, np.float32)
+                run.log(train_rounds(batches, noises))
     return run.finish(greedy_policy(mean_action, space))
 
 

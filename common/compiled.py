@@ -43,6 +43,7 @@ def compiled(
     *,
     xla: bool = True,
     loop: bool = False,
+    unroll: int = 1,
     refreshes: Twin | None = None,
 ) -> Any:
     """Compiles a function of tensors into a function of NumPy arrays.
@@ -60,6 +61,7 @@ def compiled(
         loop: the leading axis of every array counts repetitions: call the function once for each
             slice, in order and all inside one call into TensorFlow. Of scalar results the mean is
             returned, other results are stacked along a new leading axis.
+        unroll: of a loop's repetitions, so many side by side; see `mean_over`.
         refreshes: what `common.acting.forward` made of the network that the function updates;
             its copy of the weights is renewed in the same call.
 
@@ -68,17 +70,23 @@ def compiled(
         structure as the tensors that `function` returns.
     """
     if function is None:
-        return functools.partial(compiled, xla=xla, loop=loop, refreshes=refreshes)
-    return functools.wraps(function)(_Compiled(function, xla, loop, refreshes))
+        return functools.partial(compiled, xla=xla, loop=loop, unroll=unroll, refreshes=refreshes)
+    return functools.wraps(function)(_Compiled(function, xla, loop, unroll, refreshes))
 
 
 class _Compiled:
     """Keeps one compiled variant for each combination of argument shapes."""
 
     def __init__(
-        self, function: Callable[..., Any], xla: bool, loop: bool, twin: Twin | None
+        self,
+        function: Callable[..., Any],
+        xla: bool,
+        loop: bool,
+        unroll: int,
+        twin: Twin | None,
     ) -> None:
-        self._function, self._xla, self._loop, self._twin = function, xla, loop, twin
+        self._function = function
+        self._settings = xla, loop, unroll, twin
         self._variants: dict[tuple, _Variant] = {}
 
     def __call__(self, *args: Any) -> Any:
@@ -86,7 +94,7 @@ class _Compiled:
         key = _flatten(args, flat)
         variant = self._variants.get(key)
         if variant is None:
-            variant = _Variant(self._function, args, flat, self._xla, self._loop, self._twin)
+            variant = _Variant(self._function, args, flat, *self._settings)
             self._variants[key] = variant
         return variant(flat)
 
@@ -106,6 +114,7 @@ class _Variant:
         flat: list[np.ndarray],
         xla: bool,
         loop: bool,
+        unroll: int,
         twin: Twin | None,
     ) -> None:
         self._twin = twin
@@ -132,7 +141,7 @@ class _Variant:
         def call(vector: tf.Tensor, *images: tf.Tensor) -> tf.Tensor:
             arguments = unpack(vector, *images)
             if loop:
-                results = mean_over(lambda one: function(*one), arguments)
+                results = mean_over(lambda one: function(*one), arguments, unroll)
             else:
                 results = function(*arguments)
             self._structure = tf.nest.map_structure(lambda t: tuple(t.shape), results)
@@ -173,50 +182,69 @@ class _Variant:
         return _rebuild(self._structure, iter(leaves))
 
 
-def mean_over(function: Callable[[Any], Any], slices: Any) -> Any:
+def mean_over(function: Callable[[Any], Any], slices: Any, unroll: int = 1) -> Any:
     """Calls `function` on each slice of the leading axis, in order; for use in compiled functions.
 
     Args:
         function: takes one slice, returns float32 tensors in any structure.
         slices: a tensor, or a structure of tensors, whose leading axes have the same length K.
+        unroll: at most so many calls stand next to each other in the graph, in pieces of equal
+            length. From piece to piece goes a loop, which waits for all operations of the piece; in
+            a plain graph the calls within it overlap. The longer, the longer compiling takes.
 
     Returns:
         What `function` returned, in the same structure: the means of scalars, and everything else
         stacked, [K, ...].
     """
     repetitions = tf.nest.flatten(slices)[0].shape[0]
+    length = max(n for n in range(1, unroll + 1) if repetitions % n == 0)
+    pieces = tf.nest.map_structure(
+        lambda leaf: tf.reshape(leaf, [-1, length, *leaf.shape[1:]]), slices
+    )
 
-    def once(k: Any) -> Any:
-        return function(tf.nest.map_structure(lambda leaf: leaf[k], slices))
+    def piece(k: Any) -> Any:
+        parts = [
+            function(tf.nest.map_structure(lambda leaf, i=i: leaf[k, i], pieces))
+            for i in range(length)
+        ]
+        return tf.nest.map_structure(
+            lambda *t: tf.stack(t) if t[0].shape.rank else functools.reduce(tf.add, t), *parts
+        )
 
-    first = once(0)
-    if repetitions == 1:
-        return tf.nest.map_structure(lambda t: t[None] if t.shape.rank else t, first)
+    first = piece(0)
+    flat = tf.nest.flatten(first)
+    count = repetitions // length
 
     def begin(result: tf.Tensor) -> Any:
         if not result.shape.rank:
             return result
-        stack = tf.TensorArray(result.dtype, repetitions, element_shape=result.shape)
+        stack = tf.TensorArray(result.dtype, count, element_shape=result.shape)
         return stack.write(0, result)
 
     def append(so_far: Any, result: tf.Tensor, k: tf.Tensor) -> Any:
         return so_far.write(k, result) if result.shape.rank else so_far + result
 
-    # A while loop, not an unrolled one: compiling takes as long for 100 repetitions as for two.
+    # A while loop around the pieces: compiling takes as long for 100 repetitions as for two.
     def body(k: tf.Tensor, so_far: list) -> tuple[tf.Tensor, list]:
-        results = tf.nest.flatten(once(k))
+        results = tf.nest.flatten(piece(k))
         return k + 1, [append(old, new, k) for old, new in zip(so_far, results, strict=True)]
 
-    flat = tf.nest.flatten(first)
-    _, collected = tf.while_loop(
-        lambda k, _: k < repetitions,
-        body,
-        (tf.constant(1), [begin(result) for result in flat]),
-        parallel_iterations=1,
-    )
+    if count > 1:
+        _, collected = tf.while_loop(
+            lambda k, _: k < count,
+            body,
+            (tf.constant(1), [begin(result) for result in flat]),
+            parallel_iterations=1,
+        )
+        flat = [
+            so_far.stack() if result.shape.rank else so_far
+            for so_far, result in zip(collected, flat, strict=True)
+        ]
     results = [
-        so_far.stack() if result.shape.rank else so_far / repetitions
-        for so_far, result in zip(collected, flat, strict=True)
+        tf.reshape(result, [repetitions, *result.shape[2 if count > 1 else 1 :]])
+        if result.shape.rank
+        else result / repetitions
+        for result in flat
     ]
     return tf.nest.pack_sequence_as(first, results)
 

@@ -39,10 +39,15 @@ def rescale_action(action: np.ndarray, space: gym.spaces.Box) -> np.ndarray:
         action: [..., A], 0 means the middle of the range.
         space: the environment's action space.
     """
-    finite = np.isfinite(space.low) & np.isfinite(space.high)
-    low, high = np.where(finite, space.low, -1.0), np.where(finite, space.high, 1.0)
-    bounded = low + (high - low) * (np.clip(action, -1.0, 1.0) + 1.0) / 2.0
-    return np.where(finite, bounded, action).astype(space.dtype)
+    bounded = space.bounded_below & space.bounded_above
+    low, high = space.low, space.high
+    if not bounded.all():
+        low, high = np.where(bounded, low, -1.0), np.where(bounded, high, 1.0)
+    # Not np.clip, which takes twice as long for a few numbers.
+    rescaled = low + (high - low) * (np.minimum(np.maximum(action, -1.0), 1.0) + 1.0) / 2.0
+    if not bounded.all():
+        rescaled = np.where(bounded, rescaled, action)
+    return rescaled.astype(space.dtype)
 
 
 def require_discrete(space: gym.Space, env_id: str, instead: str) -> int:

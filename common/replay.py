@@ -169,13 +169,14 @@ class ReplayBuffer:
 
     def gather(self, index: np.ndarray) -> Batch | NStepBatch:
         """The transitions at the given places, [...], or the stretches that begin there."""
-        state, action = self.state[index], self.action[index]
+        # `take`: indexing with arrays is ten times slower where it copies rows.
+        state, action = self.state.take(index, axis=0), self.action.take(index, axis=0)
         if self.n_step is None:
-            reward, terminated = self.reward[index], self.terminated[index]
-            return Batch(state, action, reward, self.next_state[index], terminated)
+            next_state = self.next_state.take(index, axis=0)
+            return Batch(state, action, self.reward[index], next_state, self.terminated[index])
         last, reward, discount = _stretch(self, index)
-        next_state, terminated = self.next_state[last], self.terminated[last]
-        return NStepBatch(state, action, reward, next_state, terminated, discount)
+        next_state = self.next_state.take(last, axis=0)
+        return NStepBatch(state, action, reward, next_state, self.terminated[last], discount)
 
     def following(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Where the same environments' next transitions are, and whether they exist yet."""

@@ -1,7 +1,8 @@
 """TD3: its three ideas in one update after the other, against formulas in NumPy."""
 
 from chapter11_policy_gradient import td3
-from chapter11_policy_gradient.td3 import Config, build_actor, build_critic, build_train_step
+from chapter11_policy_gradient.td3 import Config, build_actor, build_critic, build_train_round
+from common import checkpoint
 from common.compiled import compiled
 from common.errors import UserError
 from common.evaluation import episode_returns
@@ -16,47 +17,49 @@ from continuous_control import assert_weights, network, numeric_gradient, q_valu
 from gymnasium.spaces import Box
 
 STATES, B, A = Box(-1.0, 1.0, (3,), np.float32), 7, 2
-ACTOR_RATE, CRITIC_RATE, UPDATES = 0.3, 0.2, 4
+ACTOR_RATE, CRITIC_RATE, ROUNDS, D = 0.3, 0.2, 2, 3
 # Noise as wide as this is often cut, by c and by the bounds of the actions.
-CONFIG = Config(gamma=0.9, polyak=0.2, smoothing_std=0.6, smoothing_clip=0.4, policy_delay=3)
+CONFIG = Config(gamma=0.9, polyak=0.2, smoothing_std=0.6, smoothing_clip=0.4, policy_delay=D)
 
 
-def some_batches(count):
-    rng = np.random.default_rng(5)
+def some_rounds(rounds):
+    """Batches and noise, both [rounds, D, B, ...]."""
+    rng, shape = np.random.default_rng(5), (rounds, D, B)
     batches = Batch(
-        state=rng.normal(size=(count, B, 3)).astype(np.float32),
-        action=rng.uniform(-1, 1, size=(count, B, A)).astype(np.float32),
-        reward=rng.normal(size=(count, B)).astype(np.float32),
-        next_state=2.0 * rng.normal(size=(count, B, 3)).astype(np.float32),
-        terminated=np.tile(np.array([1, 0, 0, 1, 0, 0, 0], np.float32), (count, 1)),
+        state=rng.normal(size=(*shape, 3)).astype(np.float32),
+        action=rng.uniform(-1, 1, size=(*shape, A)).astype(np.float32),
+        reward=rng.normal(size=shape).astype(np.float32),
+        next_state=2.0 * rng.normal(size=(*shape, 3)).astype(np.float32),
+        terminated=np.tile(np.array([1, 0, 0, 1, 0, 0, 0], np.float32), (rounds, D, 1)),
     )
-    return batches, rng.standard_normal((count, B, A), np.float32)
+    return batches, rng.standard_normal((*shape, A), np.float32)
 
 
-def small_agent(actor_rate=ACTOR_RATE, critic_rate=CRITIC_RATE, config=CONFIG):
-    """Four different networks, and what makes one update by plain gradient descent."""
+def small_agent(actor_rate=ACTOR_RATE, critic_rate=CRITIC_RATE, **how):
+    """Four different networks, and what trains them in rounds by plain gradient descent."""
     keras.utils.set_random_seed(1)
     actor, target_actor = (build_actor(STATES, A, (5,)) for _ in range(2))
     critic, target_critic = (build_critic(STATES, A, (5,)) for _ in range(2))
     networks = actor, critic, target_actor, target_critic
     optimizers = keras.optimizers.SGD(actor_rate), keras.optimizers.SGD(critic_rate)
-    train_step = build_train_step(*networks, *optimizers, config)
-    return networks, compiled(train_step, loop=True, xla=False)
+    train_round = build_train_round(*networks, *optimizers, CONFIG)
+    return networks, compiled(train_round, loop=True, **({"xla": False} | how))
 
 
 def action_of(state, weights):
     return np.tanh(network(state, weights))
 
 
-def formulas(networks, batches, noise, *, critics=2, std=0.6, clip=0.4, delay=3, first=0):
+def formulas(networks, batches, noise, *, critics=2, std=0.6, clip=0.4, delay=D):
     """Equations (2) to (6) in float64; the ideas of TD3 can be switched off.
 
-    Returns the metrics of each update and the weights after the last one.
+    Returns the mean metrics and the weights after the last update.
     """
+    *batches, noise = (x.reshape(-1, *x.shape[2:]) for x in (*batches, noise))  # [rounds * D, ...]
     actor, critic, target_actor, target_critic = networks
     mu, mu_target = towers(actor, 1)[0][0], towers(target_actor, 1)[0][0]
     q, q_target = towers(critic, 2)[0], towers(target_critic, 2)[0]
-    metrics = []
+    metrics = {"train/value_loss": [], "train/q_value": [], "train/policy_loss": []}
     for k in range(len(noise)):
         state, action, reward, next_state, terminated = (x[k].astype(float) for x in batches)
         blur = np.clip(std * noise[k], -clip, clip)
@@ -70,23 +73,24 @@ def formulas(networks, batches, noise, *, critics=2, std=0.6, clip=0.4, delay=3,
         def policy_loss(state=state):
             return -np.mean(q_value(state, action_of(state, mu), q[0]))
 
-        row = {
-            "train/value_loss": value_loss(),
-            "train/q_value": np.mean([q_value(state, action, w) for w in q]),
-            "train/policy_loss": 0.0,
-        }
+        metrics["train/value_loss"].append(value_loss())
+        metrics["train/q_value"].append(np.mean([q_value(state, action, w) for w in q]))
         every = [weights for tower in q for weights in tower]
         for weights, gradient in zip(every, numeric_gradient(value_loss, every), strict=True):
             weights -= CRITIC_RATE * gradient
-        if (first + k + 1) % delay == 0:
-            row["train/policy_loss"] = delay * policy_loss()
+        if (k + 1) % delay == 0:
+            metrics["train/policy_loss"].append(policy_loss())
             for weights, gradient in zip(mu, numeric_gradient(policy_loss, mu), strict=True):
                 weights -= ACTOR_RATE * gradient
             for source, target in zip([mu, *q], [mu_target, *q_target], strict=True):
                 for weights, following in zip(source, target, strict=True):
                     following += 0.2 * (weights - following)
-        metrics.append(row)
-    return metrics, [mu, *q, mu_target, *q_target]
+    return {name: np.mean(values) for name, values in metrics.items()}, [
+        mu,
+        *q,
+        mu_target,
+        *q_target,
+    ]
 
 
 def variables_of(networks):
@@ -95,14 +99,13 @@ def variables_of(networks):
     return [tower for model, count in pairs for tower in towers(model, count)[1]]
 
 
-def test_updates_follow_the_formulas():
-    networks, train_steps = small_agent()
-    batches, noise = some_batches(UPDATES)
+@pytest.mark.parametrize("how", [{"xla": True}, {"xla": False}, {"xla": False, "unroll": 4}])
+def test_updates_follow_the_formulas(how):
+    networks, train_rounds = small_agent(**how)
+    batches, noise = some_rounds(ROUNDS)
     metrics, weights = formulas(networks, batches, noise)
-    results = train_steps(batches, noise)
-    for name in metrics[0]:
-        expected = np.mean([row[name] for row in metrics])
-        assert results[name] == pytest.approx(expected, rel=1e-4), name
+    results = train_rounds(batches, noise)
+    assert results == {name: pytest.approx(value, rel=1e-4) for name, value in metrics.items()}
     for variables, expected in zip(variables_of(networks), weights, strict=True):
         assert_weights(variables, expected, atol=1e-5)
 
@@ -119,33 +122,26 @@ OFF = {
 def test_the_formulas_see_each_idea(idea):
     """Without this the test above might pass whatever the script does."""
     networks, _ = small_agent()
-    batches, noise = some_batches(UPDATES)
+    batches, noise = some_rounds(ROUNDS)
     _, weights = formulas(networks, batches, noise)
     _, without = formulas(networks, batches, noise, **OFF[idea])
     apart = [np.abs(a - b).max() for a, b in zip(weights[1], without[1], strict=True)]
     assert max(apart) > 1e-3
 
 
-def test_actor_and_targets_move_at_every_third_update_only():
-    networks, train_steps = small_agent()
-    batches, noise = some_batches(1)
-    for update in range(1, 8):
-        before = [model.get_weights() for model in networks]
-        policy_loss = train_steps(batches, noise)["train/policy_loss"]
-        after = [model.get_weights() for model in networks]
-        moved = [
-            not np.array_equal(
-                np.concatenate([x.ravel() for x in a]), [y for x in b for y in x.flat]
-            )
-            for a, b in zip(before, after, strict=True)
-        ]
-        assert moved == [update % 3 == 0, True, update % 3 == 0, update % 3 == 0]
-        assert (policy_loss != 0.0) == (update % 3 == 0)
+def test_a_round_moves_the_critics_d_times_and_actor_and_targets_once():
+    networks, _ = small_agent()
+    optimizers = keras.optimizers.SGD(ACTOR_RATE), keras.optimizers.SGD(CRITIC_RATE)
+    train_round = build_train_round(*networks, *optimizers, CONFIG)
+    train_rounds = compiled(train_round, loop=True, xla=False)
+    for rounds in (1, 2, 3):
+        train_rounds(*some_rounds(1))
+        assert [int(optimizer.iterations) for optimizer in optimizers] == [rounds, D * rounds]
 
 
 def test_critics_begin_and_stay_different():
-    (_, critic, *_), train_steps = small_agent()
-    train_steps(*some_batches(3))
+    (_, critic, *_), train_rounds = small_agent()
+    train_rounds(*some_rounds(1))
     first, second = towers(critic, 2)[0]
     assert all(np.abs(a - b).max() > 1e-3 for a, b in zip(first[::2], second[::2], strict=True))
 
@@ -153,9 +149,9 @@ def test_critics_begin_and_stay_different():
 @pytest.mark.parametrize("still", ["actor", "critic"])
 def test_each_update_leaves_the_other_network_untouched(still):
     rates = {"actor": ACTOR_RATE, "critic": CRITIC_RATE} | {still: 0.0}
-    (actor, critic, *_), train_steps = small_agent(rates["actor"], rates["critic"])
+    (actor, critic, *_), train_rounds = small_agent(rates["actor"], rates["critic"])
     before = {"actor": actor.get_weights(), "critic": critic.get_weights()}
-    train_steps(*some_batches(3))
+    train_rounds(*some_rounds(1))
     for name, model in (("actor", actor), ("critic", critic)):
         same = [
             np.array_equal(a, b) for a, b in zip(before[name], model.get_weights(), strict=True)
@@ -178,6 +174,18 @@ QUICK = {
     "train_frequency": 20,
     "gradient_steps": 20,
 }
+
+
+@pytest.mark.parametrize(("gradient_steps", "delay"), [(4, 2), (1, 2), (1, 3), (4, 3), (3, 1)])
+def test_updates_that_do_not_fill_a_round_wait(tmp_path, gradient_steps, delay):
+    settings = QUICK | {"total_timesteps": 300, "gradient_steps": gradient_steps}
+    env_id = "continuous_control:Constant-v1"
+    td3.train(Config(env_id=env_id, policy_delay=delay, run_dir=str(tmp_path), **settings))
+    updates = 10 * gradient_steps  # 10 trainings: after steps 120, 140, ..., 300
+    with np.load(checkpoint.latest(tmp_path)) as saved:
+        assert saved["actor_optimizer/000"] == updates // delay
+        assert saved["critic_optimizer/000"] == updates // delay * delay
+        assert saved["due/array"] == updates % delay
 
 
 def test_a_time_limit_does_not_end_the_mdp(tmp_path):
@@ -209,12 +217,20 @@ def test_finds_the_gain_of_a_linear_quadratic_regulator(tmp_path):
     assert continuous_control.gain(result.policy) == pytest.approx(continuous_control.GAIN, rel=0.1)
 
 
-def test_resuming_is_exact(tmp_path):
-    # 160 and 320 updates have been made at the checkpoints: the actor's turn comes at the third.
+@pytest.mark.parametrize("width", [16, 128])  # through XLA, and as a plain graph side by side
+def test_resuming_is_exact(tmp_path, width):
+    # 160 and 320 updates were due at the checkpoints, of which 1 and 2 wait for a round of three.
     settings = QUICK | {"total_timesteps": 480, "checkpoint_every": 160, "policy_delay": 3}
+    settings["hidden_sizes"] = (width, width)
     config = Config(env_id="Pendulum-v1", noise="ou", **settings)
     files = continuous_control.assert_resumes_exactly(td3, config, tmp_path)
-    assert {"noise/state", "rng/state", "target_actor/000", "critic_optimizer/000"} <= files
+    assert {
+        "due/array",
+        "noise/state",
+        "rng/state",
+        "target_actor/000",
+        "critic_optimizer/000",
+    } <= files
 
 
 @pytest.mark.parametrize(

@@ -249,6 +249,39 @@ def test_mean_over_gives_each_slice_of_each_tensor(xla):
     assert (out["pair"].left, out["pair"].right) == (1.0, 1.0)
 
 
+@pytest.mark.parametrize(("unroll", "copies"), [(1, 2), (2, 4), (4, 6), (6, 6), (100, 6)])
+def test_unroll_says_how_many_calls_stand_side_by_side(unroll, copies):
+    calls = []
+
+    def one(number):
+        calls.append(number)
+        return number
+
+    numbers = np.arange(6, dtype=np.float32)
+    out = compiled(one, xla=False, loop=True, unroll=unroll)(numbers)
+    assert out == 2.5
+    assert len(calls) == copies  # the first piece, and the one in the loop over the others, if any
+
+
+@pytest.mark.parametrize("unroll", [1, 2, 4, 6, 100])
+def test_unrolled_pieces_keep_the_order_and_the_place_of_each_slice(xla, unroll):
+    total = tf.Variable(0.0)
+
+    @compiled(xla=xla)
+    def function(numbers):
+        def one(number):
+            total.assign(10.0 * total + number[0])  # shows the order
+            return {"mean": number[1], "stacked": tf.stack([total.value(), number[0]])}
+
+        return mean_over(one, numbers, unroll)
+
+    numbers = np.array([[1, 6], [2, 0], [3, 0], [4, 0], [5, 0], [6, 12]], np.float32)
+    out = function(numbers)
+    assert out["mean"] == 3.0
+    sofar = [1, 12, 123, 1234, 12345, 123456]
+    np.testing.assert_array_equal(out["stacked"], np.stack([sofar, numbers[:, 0]], axis=1))
+
+
 @pytest.mark.parametrize("loop", [True, False])
 def test_refreshes_keeps_the_twin_equal_to_the_network(xla, loop):
     network, train_step = make_training(learning_rate=0.1)
