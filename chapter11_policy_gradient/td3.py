@@ -28,8 +28,8 @@ Differs from the book
    limit does not stop the bootstrap.
 2. Both critics are one network with two outputs, which share nothing but the input (images: and
    the convolutions).
-3. Updates come in rounds: d of the critics, then one of actor and targets, on the last of the d
-   batches. What `--gradient-steps` leaves over waits for the next training.
+3. d updates of the critics and the one of actor and targets that follows are one round, which is
+   the book's order; what `--gradient-steps` leaves over waits for the next training.
 
 How to run
 ----------
@@ -64,7 +64,7 @@ from dataclasses import dataclass
 from common.acting import forward
 from common.checkpoint import restore_latest
 from common.cli import command, parse
-from common.compiled import compiled, mean_over, use_threads
+from common.compiled import compiled, mean_over, use_threads_for
 from common.config import RunConfig, check_replay_config
 from common.environments import is_image, make_envs, successor
 from common.evaluation import report
@@ -108,7 +108,7 @@ class Config(RunConfig):
     noise_theta: float = 0.15  # θ_n of ou, how strongly it is pulled back to 0
     noise_dt: float = 0.01  # dt of ou, time that passes in a step
     # NEW: how much later the actor moves, and how far the target's action is blurred
-    policy_delay: int = 2  # d, updates of the critics per update of actor and targets
+    policy_delay: int = 2  # d, updates of the critics before each one of actor and targets
     smoothing_std: float = 0.2  # σ', scale of the noise on the target's action
     smoothing_clip: float = 0.5  # c, largest noise on the target's action
 
@@ -149,7 +149,7 @@ def build_train_round(
     critic_optimizer: keras.optimizers.Optimizer,
     config: Config,
 ) -> Callable[[Batch, tf.Tensor], dict[str, tf.Tensor]]:
-    """D gradient steps of the critics, a batch each, and one of the actor; returns metrics."""
+    """One round: d gradient steps of the critics, a batch each, and one of the actor."""
     actor_variables, critic_variables = actor.trainable_variables, critic.trainable_variables
     actor_optimizer.build(actor_variables)
     critic_optimizer.build(critic_variables)
@@ -172,7 +172,7 @@ def build_train_round(
 
     def train_round(batches: Batch, noise: tf.Tensor) -> dict[str, tf.Tensor]:
         # NEW: d updates of the critics, one on each of [d, B, ...], come before the actor's
-        critics = mean_over(lambda one: update_critics(*one), (batches, noise), config.policy_delay)
+        metrics = mean_over(lambda one: update_critics(*one), (batches, noise), unroll=4)
         state = batches.state[-1]  # [B, ...]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch([variable.value for variable in actor_variables])
@@ -183,7 +183,7 @@ def build_train_round(
 
         soft_update(critic, target_critic, config.polyak)  # (6)
         soft_update(actor, target_actor, config.polyak)  # (6)
-        return {"train/policy_loss": policy_loss, **critics}
+        return {"train/policy_loss": policy_loss, **metrics}
 
     return train_round
 
@@ -204,9 +204,7 @@ def train(config: Config) -> Result:
     replay = make_replay(envs, config.buffer_size, seed=config.seed)
     run = Run(config, __file__, envs)
     images = is_image(envs.single_observation_space)
-    # NEW: wide layers run side by side in a plain graph, an operation to a thread
-    wide = not images and max(config.hidden_sizes, default=0) >= 128
-    use_threads(1 if wide else 2, 2 if wide or images else 1)  # measured, see benchmarks/README.md
+    how = use_threads_for(images, config.hidden_sizes)  # measured, see benchmarks/README.md
     keras.utils.set_random_seed(config.seed)
 
     sizes = envs.single_observation_space, space.shape[0], config.hidden_sizes
@@ -221,11 +219,10 @@ def train(config: Config) -> Result:
     train_round = build_train_round(*networks, actor_optimizer, critic_optimizer, config)
     run.track(actor=actor, critic=critic, target_actor=target_actor, target_critic=target_critic)
     run.track(actor_optimizer=actor_optimizer, critic_optimizer=critic_optimizer)
-    due = np.zeros(1, np.int64)  # NEW: updates that do not fill a round yet
+    due = np.zeros(1, np.int64)  # NEW: updates that wait (an array, which a checkpoint can fill)
     run.track(replay=replay, rng=rng, noise=noise, due=due)
 
     mean_action = forward(actor)  # μ_φ for acting
-    how = {"xla": False, "unroll": 4} if wide else {"xla": not images}
     train_rounds = compiled(train_round, loop=True, refreshes=mean_action, **how)
 
     state, _ = envs.reset(seed=run.reset_seed)
@@ -240,11 +237,12 @@ def train(config: Config) -> Result:
         state = next_state
 
         if step >= config.learning_starts and run.every(config.train_frequency):
-            # NEW: in rounds of d updates, [K / d, d, B, ...], with noise for (2), [K / d, d, B, A]
+            # NEW: in rounds of d updates, with noise for (2)
             rounds, due[0] = divmod(due[0] + config.gradient_steps, config.policy_delay)
             if rounds:
-                batches = replay.sample(rounds, config.policy_delay, config.batch_size)
-                noises = rng.standard_normal(batches.action.shape, np.float32)
+                shape = rounds, config.policy_delay, config.batch_size
+                batches = replay.sample(*shape)  # [rounds, d, B, ...]
+                noises = rng.standard_normal((*shape, *space.shape), np.float32)
                 run.log(train_rounds(batches, noises))
     return run.finish(greedy_policy(mean_action, space))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import common.quiet  # noqa: F401
@@ -38,6 +38,29 @@ def use_threads(intra_op: int, inter_op: int) -> None:
         pass
 
 
+def use_threads_for(images: bool, hidden_sizes: Sequence[int]) -> dict[str, Any]:
+    """Sets thread pools for several networks that are trained together, by what was measured.
+
+    The products of narrow layers are too short to be spread over threads one by one: XLA takes all
+    operations together. A wide layer's product keeps a thread busy: a plain graph runs one on each.
+
+    Args:
+        images: whether observations are images.
+        hidden_sizes: units of the dense layers.
+
+    Returns:
+        What `compiled` should be told: `xla`, and `unroll` for its loop.
+    """
+    if images:
+        use_threads(2, 2)
+        return {"xla": False}
+    if max(hidden_sizes, default=0) >= 128:
+        use_threads(1, 2)
+        return {"xla": False, "unroll": 4}
+    use_threads(2, 1)
+    return {"xla": True}
+
+
 def compiled(
     function: Callable[..., Any] | None = None,
     *,
@@ -61,7 +84,7 @@ def compiled(
         loop: the leading axis of every array counts repetitions: call the function once for each
             slice, in order and all inside one call into TensorFlow. Of scalar results the mean is
             returned, other results are stacked along a new leading axis.
-        unroll: of a loop's repetitions, so many side by side; see `mean_over`.
+        unroll: of a loop's K repetitions, at most so many side by side; see `mean_over`.
         refreshes: what `common.acting.forward` made of the network that the function updates;
             its copy of the weights is renewed in the same call.
 
@@ -188,9 +211,10 @@ def mean_over(function: Callable[[Any], Any], slices: Any, unroll: int = 1) -> A
     Args:
         function: takes one slice, returns float32 tensors in any structure.
         slices: a tensor, or a structure of tensors, whose leading axes have the same length K.
-        unroll: at most so many calls stand next to each other in the graph, in pieces of equal
-            length. From piece to piece goes a loop, which waits for all operations of the piece; in
-            a plain graph the calls within it overlap. The longer, the longer compiling takes.
+        unroll: at most so many calls stand next to each other in the graph: the largest divisor of
+            K up to it. From such a piece to the next goes a loop, which waits for all operations of
+            the piece; within it, the calls overlap in a plain graph. Longer pieces take longer to
+            compile.
 
     Returns:
         What `function` returned, in the same structure: the means of scalars, and everything else

@@ -40,7 +40,7 @@ def rescale_action(action: np.ndarray, space: gym.spaces.Box) -> np.ndarray:
         space: the environment's action space.
     """
     bounded = space.bounded_below & space.bounded_above
-    low, high = space.low, space.high
+    low, high = 1.0 * space.low, 1.0 * space.high  # integers would overflow
     if not bounded.all():
         low, high = np.where(bounded, low, -1.0), np.where(bounded, high, 1.0)
     # Not np.clip, which takes twice as long for a few numbers.

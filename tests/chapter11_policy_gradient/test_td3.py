@@ -22,6 +22,21 @@ ACTOR_RATE, CRITIC_RATE, ROUNDS, D = 0.3, 0.2, 2, 3
 CONFIG = Config(gamma=0.9, polyak=0.2, smoothing_std=0.6, smoothing_clip=0.4, policy_delay=D)
 
 
+QUICK = {
+    "total_timesteps": 1600,
+    "num_envs": 2,
+    "gamma": continuous_control.GAMMA,
+    "learning_rate": 5e-3,
+    "polyak": 0.1,
+    "hidden_sizes": (16,),
+    "batch_size": 32,
+    "buffer_size": 2000,
+    "learning_starts": 100,
+    "train_frequency": 20,
+    "gradient_steps": 20,
+}
+
+
 def some_rounds(rounds):
     """Batches and noise, both [rounds, D, B, ...]."""
     rng, shape = np.random.default_rng(5), (rounds, D, B)
@@ -159,21 +174,37 @@ def test_each_update_leaves_the_other_network_untouched(still):
         assert all(same) if name == still else not all(same), name
 
 
-# --- Whole runs where the answer is known -----------------------------------------------------
+@pytest.mark.parametrize(
+    ("width", "how"), [(127, {"xla": True}), (128, {"xla": False, "unroll": 4})]
+)
+def test_a_run_compiles_by_its_width_and_every_update_gets_its_own_batch(
+    tmp_path, monkeypatch, width, how
+):
+    given, seen = [], []
 
-QUICK = {
-    "total_timesteps": 1600,
-    "num_envs": 2,
-    "gamma": continuous_control.GAMMA,
-    "learning_rate": 5e-3,
-    "polyak": 0.1,
-    "hidden_sizes": (16,),
-    "batch_size": 32,
-    "buffer_size": 2000,
-    "learning_starts": 100,
-    "train_frequency": 20,
-    "gradient_steps": 20,
-}
+    def compile_and_watch(function, **kwargs):
+        given.append(kwargs)
+        inner = compiled(function, **kwargs)
+
+        def call(batches, noise):
+            seen.append(batches)
+            return inner(batches, noise)
+
+        return call
+
+    monkeypatch.setattr(td3, "compiled", compile_and_watch)
+    settings = QUICK | {"total_timesteps": 200, "hidden_sizes": (8, width), "gradient_steps": 4}
+    td3.train(Config(env_id="Pendulum-v1", run_dir=str(tmp_path), **settings))
+    assert [{k: v for k, v in kwargs.items() if k in ("xla", "unroll")} for kwargs in given] == [
+        how
+    ]
+    assert len(seen) == 5
+    for batches in seen:
+        assert batches.state.shape == (2, 2, 32, 3)  # [rounds, d, B, ...]
+        assert len(np.unique(batches.state.reshape(4, -1), axis=0)) == 4
+
+
+# --- Whole runs where the answer is known -----------------------------------------------------
 
 
 @pytest.mark.parametrize(("gradient_steps", "delay"), [(4, 2), (1, 2), (1, 3), (4, 3), (3, 1)])

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from common.acting import forward
-from common.compiled import compiled, in_one_pass, mean_over
+from common.compiled import compiled, in_one_pass, mean_over, use_threads_for
 from common.networks import body
 
 import keras
@@ -249,17 +249,29 @@ def test_mean_over_gives_each_slice_of_each_tensor(xla):
     assert (out["pair"].left, out["pair"].right) == (1.0, 1.0)
 
 
+@pytest.mark.parametrize(
+    ("images", "hidden_sizes", "how"),
+    [
+        (False, (64, 127), {"xla": True}),
+        (False, (64, 128), {"xla": False, "unroll": 4}),
+        (False, (), {"xla": True}),
+        (True, (256, 256), {"xla": False}),
+    ],
+)
+def test_how_several_networks_are_trained_depends_on_their_width(images, hidden_sizes, how):
+    assert use_threads_for(images, hidden_sizes) == how
+
+
 @pytest.mark.parametrize(("unroll", "copies"), [(1, 2), (2, 4), (4, 6), (6, 6), (100, 6)])
 def test_unroll_says_how_many_calls_stand_side_by_side(unroll, copies):
     calls = []
 
+    @compiled(xla=False, loop=True, unroll=unroll)
     def one(number):
         calls.append(number)
         return number
 
-    numbers = np.arange(6, dtype=np.float32)
-    out = compiled(one, xla=False, loop=True, unroll=unroll)(numbers)
-    assert out == 2.5
+    assert one(np.arange(6, dtype=np.float32)) == 2.5
     assert len(calls) == copies  # the first piece, and the one in the loop over the others, if any
 
 

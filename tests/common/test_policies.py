@@ -67,6 +67,9 @@ def test_rescale_action():
     np.testing.assert_array_equal(rescaled, np.float32(expected), strict=True)
     np.testing.assert_array_equal(rescale_action(action[2], space), np.float32(expected[2]))
     assert rescale_action(np.zeros(1), Box(-2.0, 2.0, (1,), np.float64)).dtype == np.float64
+    integers = Box(-100, 100, (5,), np.int8)  # high - low is no int8
+    rescaled = rescale_action(np.array([-1.0, -0.5, 0.0, 0.5, 0.9]), integers)
+    np.testing.assert_array_equal(rescaled, np.int8([-100, -50, 0, 50, 90]), strict=True)
 
 
 def test_require_discrete():
