@@ -42,15 +42,17 @@ How to run
 
 Expected
 --------
-Measured: -142.6 mean return (median of seeds 0, 1, 2), 42 s on two CPU cores
+Measured: -143.8 mean return (median of seeds 0, 1, 2), 32 s on two CPU cores
 
-Pendulum-v1, 10,000 steps, 100 greedy episodes: -141.5, -153.0, -142.6 for seeds 0, 1, 2. Random
+Pendulum-v1, 10,000 steps, 100 greedy episodes: -143.8, -151.6, -139.9 for seeds 0, 1, 2. Random
 play earns -1230.
-MountainCarContinuous-v0 by the second command, 30,000 steps: 92.4, 92.5, 93.3 for seeds 0, 1, 2,
-in 21 to 23 s on one core. Independent noise does not get the car out of the valley; this process,
-which pushes for a while in one direction, alone does so in three episodes of four.
-HalfCheetah-v5 by the third command, 60,000 steps: 3670.9, 2565.8, 2839.7 for seeds 0, 1, 2, in 6 to
-7 minutes on one busy core. Stable-Baselines3 with the same flags: 4122.0, 3548.2, 4409.9.
+MountainCarContinuous-v0 by the second command, 30,000 steps: 92.1, 22.3, 94.3 for seeds 0, 1, 2, in
+19 to 25 s on busy cores; on another machine 92.4, 92.5, 93.3. Independent noise does not get the
+car out of the valley; this process, which pushes for a while in one direction, alone does so in
+three episodes of four.
+HalfCheetah-v5 by the third command, 60,000 steps: 1213.4, 3248.1, 2274.4 for seeds 0, 1, 2, in 4 to
+9 minutes on busy cores; on another machine 3670.9, 2565.8, 2839.7. There Stable-Baselines3 with the
+same flags came to 4122.0, 3548.2, 4409.9. At 60,000 steps returns are still climbing steeply.
 
 Paper
 -----
