@@ -42,7 +42,7 @@ How to run
 
 Expected
 --------
-Measured: -143.8 mean return (median of seeds 0, 1, 2), 32 s on two CPU cores
+Measured: -143.8 mean return (median of seeds 0, 1, 2), 31 s on two CPU cores
 
 Pendulum-v1, 10,000 steps, 100 greedy episodes: -143.8, -151.6, -139.9 for seeds 0, 1, 2. Random
 play earns -1230.
