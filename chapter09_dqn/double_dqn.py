@@ -61,7 +61,7 @@ from typing import Any
 from common.acting import forward
 from common.checkpoint import restore_latest
 from common.cli import command, parse
-from common.compiled import compiled, in_one_pass, mean_over, use_threads
+from common.compiled import compiled, in_large_batches, mean_over, use_threads
 from common.config import RunConfig, check_replay_config
 from common.environments import atari_kwargs, is_image, make_envs, successor
 from common.evaluation import report
@@ -156,10 +156,11 @@ def build_train_steps(
             "train/learning_rate": optimizer.learning_rate,
         }
 
-    # θ' rests during a block: what it says of all next states comes from one pass, for speed.
+    # θ' rests during a block: it is asked about all next states before the first step, for speed.
+    # Rounds of two steps keep two threads busier than single ones (see benchmarks/README.md).
     def train_steps(batches: Batch) -> dict[str, tf.Tensor]:
-        target_values = in_one_pass(target_network, batches.next_state)  # [K, B, A]
-        return mean_over(lambda one: train_step(*one), (batches, target_values))
+        target_values = in_large_batches(target_network, batches.next_state)  # [K, B, A]
+        return mean_over(lambda one: train_step(*one), (batches, target_values), unroll=2)
 
     return train_steps
 

@@ -235,15 +235,17 @@ def mean_over(function: Callable[[Any], Any], slices: Any, unroll: int = 1) -> A
             lambda *t: tf.stack(t) if t[0].shape.rank else functools.reduce(tf.add, t), *parts
         )
 
-    first = piece(0)
-    flat = tf.nest.flatten(first)
     count = repetitions // length
+    if count == 1:
+        return tf.nest.map_structure(lambda t: t if t.shape.rank else t / repetitions, piece(0))
+    # What a piece returns: traced one time more than needed, which neither compiles nor runs it.
+    returned = tf.function(lambda: piece(0)).get_concrete_function().structured_outputs
+    kinds = tf.nest.flatten(returned)
 
-    def begin(result: tf.Tensor) -> Any:
-        if not result.shape.rank:
-            return result
-        stack = tf.TensorArray(result.dtype, count, element_shape=result.shape)
-        return stack.write(0, result)
+    def begin(kind: Any) -> Any:
+        if not kind.shape.rank:
+            return tf.zeros([], kind.dtype)
+        return tf.TensorArray(kind.dtype, count, element_shape=kind.shape)
 
     def append(so_far: Any, result: tf.Tensor, k: tf.Tensor) -> Any:
         return so_far.write(k, result) if result.shape.rank else so_far + result
@@ -253,43 +255,43 @@ def mean_over(function: Callable[[Any], Any], slices: Any, unroll: int = 1) -> A
         results = tf.nest.flatten(piece(k))
         return k + 1, [append(old, new, k) for old, new in zip(so_far, results, strict=True)]
 
-    if count > 1:
-        _, collected = tf.while_loop(
-            lambda k, _: k < count,
-            body,
-            (tf.constant(1), [begin(result) for result in flat]),
-            parallel_iterations=1,
-        )
-        flat = [
-            so_far.stack() if result.shape.rank else so_far
-            for so_far, result in zip(collected, flat, strict=True)
-        ]
+    _, collected = tf.while_loop(
+        lambda k, _: k < count,
+        body,
+        (tf.constant(0), [begin(kind) for kind in kinds]),
+        parallel_iterations=1,
+    )
     results = [
-        tf.reshape(result, [repetitions, *result.shape[2 if count > 1 else 1 :]])
-        if result.shape.rank
-        else result / repetitions
-        for result in flat
+        tf.reshape(so_far.stack(), [repetitions, *kind.shape[1:]])
+        if kind.shape.rank
+        else so_far / repetitions
+        for so_far, kind in zip(collected, kinds, strict=True)
     ]
-    return tf.nest.pack_sequence_as(first, results)
+    return tf.nest.pack_sequence_as(returned, results)
 
 
-def in_one_pass(network: Callable[[tf.Tensor], tf.Tensor], batches: tf.Tensor) -> tf.Tensor:
-    """What a network says of K batches, all at once; for use in compiled functions.
+def in_large_batches(
+    network: Callable[[tf.Tensor], tf.Tensor], batches: tf.Tensor, rows: int = 4096
+) -> tf.Tensor:
+    """What a network says of K batches, many at a time; for use in compiled functions.
 
+    Large products keep all threads busy; beyond some thousand rows, layers outgrow the cache.
     Images go one batch after the other: side by side, their features may need gigabytes.
 
     Args:
         network: takes [B, ...] and returns float32.
         batches: [K, B, ...].
+        rows: at most so many go through the network together, unless a batch alone has more.
 
     Returns:
         The network's outputs, [K, B, ...].
     """
-    if batches.dtype == tf.uint8:
-        stacked: tf.Tensor = mean_over(network, batches)  # takes no mean: outputs are no scalars
-        return stacked
-    outputs = network(tf.reshape(batches, [-1, *batches.shape[2:]]))  # [K * B, ...]
-    return tf.reshape(outputs, [*batches.shape[:2], *outputs.shape[1:]])
+    count, size, *shape = batches.shape
+    most = 1 if batches.dtype == tf.uint8 else max(rows // size, 1)
+    together = max(n for n in range(1, most + 1) if count % n == 0)
+    pieces = tf.reshape(batches, [count // together, together * size, *shape])
+    outputs = mean_over(network, pieces)  # stacked, without a mean: outputs are no scalars
+    return tf.reshape(outputs, [count, size, *outputs.shape[2:]])
 
 
 def _flatten(structure: Any, leaves: list[np.ndarray]) -> Any:

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from common.acting import forward
-from common.compiled import compiled, in_one_pass, mean_over, use_threads_for
+from common.compiled import compiled, in_large_batches, mean_over, use_threads_for
 from common.networks import body
 
 import keras
@@ -272,7 +272,7 @@ def test_unroll_says_how_many_calls_stand_side_by_side(unroll, copies):
         return number
 
     assert one(np.arange(6, dtype=np.float32)) == 2.5
-    assert len(calls) == copies  # the first piece, and the one in the loop over the others, if any
+    assert len(calls) == copies  # a piece to see what it returns, one in the loop; or just all
 
 
 @pytest.mark.parametrize("unroll", [1, 2, 4, 6, 100])
@@ -334,7 +334,7 @@ def test_reads_and_updates_of_weights_keep_their_order():
 
 
 @pytest.mark.parametrize("kind", ["vectors", "images", "discrete"])
-def test_batches_in_one_pass_are_the_batches_one_by_one(kind, xla):
+def test_large_batches_are_the_batches_one_by_one(kind, xla):
     rng = np.random.default_rng(0)
     space, batches = {  # K = 3 batches of B = 2
         "vectors": (Box(-1.0, 1.0, (4,), np.float32), rng.normal(size=(3, 2, 4))),
@@ -351,8 +351,25 @@ def test_batches_in_one_pass_are_the_batches_one_by_one(kind, xla):
         rows.append(inputs.shape[0])
         return network(inputs)
 
-    outputs = compiled(lambda all_of_them: in_one_pass(watched, all_of_them), xla=xla)(batches)
+    outputs = compiled(lambda all_of_them: in_large_batches(watched, all_of_them), xla=xla)(batches)
     assert set(rows) == ({2} if kind == "images" else {6})  # images would need too much memory
     assert outputs.shape == (3, 2, network.output_shape[1])
     for batch, output in zip(batches, outputs, strict=True):
         np.testing.assert_allclose(output, network(batch), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("count", "size", "rows", "together"),
+    [(6, 2, 7, 3), (6, 2, 8, 3), (6, 2, 12, 6), (6, 2, 99, 6), (5, 2, 8, 1), (4, 9, 8, 1)],
+)
+def test_large_batches_have_at_most_so_many_rows(count, size, rows, together):
+    batches = np.arange(count * size * 3, dtype=np.float32).reshape(count, size, 3)
+    seen = []
+
+    def network(inputs):
+        seen.append(inputs.shape[0])
+        return 2.0 * inputs[:, :2]
+
+    outputs = compiled(lambda everything: in_large_batches(network, everything, rows))(batches)
+    assert set(seen) == {together * size}
+    np.testing.assert_array_equal(outputs, 2.0 * batches[:, :, :2])
