@@ -5,7 +5,7 @@ This file is read by both sides, so it imports nothing but the standard library.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 
 SB3, SBX = "Stable-Baselines3", "SBX"
 
@@ -17,6 +17,7 @@ class Case:
     name: str
     algorithm: str  # "dqn" or one of its variants, "ppo", "a2c", "sac", "td3"; "acting"
     env_id: str
+    _: KW_ONLY
     num_envs: int
     warmup: int  # environment steps before the clock starts: compiling, filling the buffer
     steps: int  # environment steps that are timed
@@ -79,18 +80,50 @@ def continuous(algorithm: str) -> Case:
 CASES = {
     case.name: case
     for case in (
-        Case("dqn-cartpole-8envs", "dqn", "CartPole-v1", 8, 4_000, 60_000, 2.0, 128, 8, (120, 84)),
-        Case("dqn-cartpole-1env", "dqn", "CartPole-v1", 1, 2_000, 30_000, 1.5, 128, 10, (120, 84)),
-        Case("dqn-pong", "dqn", "ALE/Pong-v5", 1, 500, 2_500, 1.3, 32, 4),
+        Case(
+            "dqn-cartpole-8envs",
+            "dqn",
+            "CartPole-v1",
+            num_envs=8,
+            warmup=4_000,
+            steps=60_000,
+            goal=2.0,
+            batch_size=128,
+            train_frequency=8,
+            hidden_sizes=(120, 84),
+        ),
+        Case(
+            "dqn-cartpole-1env",
+            "dqn",
+            "CartPole-v1",
+            num_envs=1,
+            warmup=2_000,
+            steps=30_000,
+            goal=1.5,
+            batch_size=128,
+            train_frequency=10,
+            hidden_sizes=(120, 84),
+        ),
+        Case(
+            "dqn-pong",
+            "dqn",
+            "ALE/Pong-v5",
+            num_envs=1,
+            warmup=500,
+            steps=2_500,
+            goal=1.3,
+            batch_size=32,
+            train_frequency=4,
+        ),
         Case(
             "ppo-cartpole",
             "ppo",
             "CartPole-v1",
-            8,
-            8 * 1024,
-            96 * 1024,
-            2.0,
-            256,
+            num_envs=8,
+            warmup=8 * 1024,
+            steps=96 * 1024,
+            goal=2.0,
+            batch_size=256,
             hidden_sizes=(64, 64),
             num_steps=128,
             num_epochs=4,
@@ -99,14 +132,23 @@ CASES = {
             "a2c-cartpole",
             "a2c",
             "CartPole-v1",
-            8,
-            8 * 1024,
-            96 * 1024,
-            2.0,
+            num_envs=8,
+            warmup=8 * 1024,
+            steps=96 * 1024,
+            goal=2.0,
             hidden_sizes=(64, 64),
             num_steps=5,
         ),
-        Case("acting", "acting", "CartPole-v1", 1, 2_000, 20_000, 2.0, hidden_sizes=(64, 64)),
+        Case(
+            "acting",
+            "acting",
+            "CartPole-v1",
+            num_envs=1,
+            warmup=2_000,
+            steps=20_000,
+            goal=2.0,
+            hidden_sizes=(64, 64),
+        ),
         continuous("sac"),
         continuous("td3"),
         variant("double_dqn", 0.87),

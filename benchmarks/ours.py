@@ -44,8 +44,8 @@ def act(case: Case, steps: int) -> float:
     return steps / (time.perf_counter() - start)
 
 
-def run(case: Case, algorithm: str, run_dir: Path, total: int) -> None:
-    """Trains for `total` steps with the case's hyperparameters."""
+def prepare(case: Case, algorithm: str, run_dir: Path, total: int) -> tuple[Any, Any]:
+    """The algorithm's script, and its `Config` of the case's hyperparameters for `total` steps."""
     settings: dict[str, Any] = {
         "env_id": case.env_id,
         "total_timesteps": total,
@@ -86,7 +86,13 @@ def run(case: Case, algorithm: str, run_dir: Path, total: int) -> None:
             "gradient_steps": case.gradient_steps,
             "target_frequency": 500,
         }
-    script.train(script.Config(**settings))
+    return script, script.Config(**settings)
+
+
+def run(case: Case, algorithm: str, run_dir: Path, total: int) -> None:
+    """Trains for `total` steps with the case's hyperparameters."""
+    script, config = prepare(case, algorithm, run_dir, total)
+    script.train(config)
 
 
 def stopwatch(totals: dict[str, float]) -> None:
