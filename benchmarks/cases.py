@@ -40,7 +40,10 @@ class Case:
 
 
 def variant(algorithm: str, goal: float, env_id: str = "CartPole-v1") -> Case:
-    """A variant of DQN against `dqn.py` with the same flags, the default ones of `dqn.py`."""
+    """A variant of DQN against `dqn.py` with the same flags, the default ones of `dqn.py`.
+
+    Both run on two threads, as the scripts do.
+    """
     return Case(
         f"{algorithm.removesuffix('_dqn')}-cartpole",
         algorithm,
@@ -54,6 +57,7 @@ def variant(algorithm: str, goal: float, env_id: str = "CartPole-v1") -> Case:
         gradient_steps=128,
         hidden_sizes=(120, 84),
         buffer_size=100_000,
+        threads=(2,),
         peers=("dqn.py",),
     )
 

@@ -218,7 +218,8 @@ def train(config: Config) -> Result:
     train_step = build_train_step(
         q_network, target_network, optimizer, config.gamma, config.huber_kappa
     )
-    train_steps = compiled(train_step, loop=True, xla=not images, refreshes=q_values)
+    # Rounds of two steps keep two threads busier than single ones (see benchmarks/README.md).
+    train_steps = compiled(train_step, loop=True, unroll=2, xla=not images, refreshes=q_values)
     epsilon = linear_schedule(
         config.start_epsilon,
         config.end_epsilon,

@@ -213,7 +213,7 @@ def mean_over(function: Callable[[Any], Any], slices: Any, unroll: int = 1) -> A
         slices: a tensor, or a structure of tensors, whose leading axes have the same length K.
         unroll: at most so many calls stand next to each other in the graph: the largest divisor of
             K up to it. From such a piece to the next goes a loop, which waits for all operations of
-            the piece; within it, the calls overlap in a plain graph. Longer pieces take longer to
+            the piece; within it, calls overlap where they can. Longer pieces take longer to
             compile.
 
     Returns:
