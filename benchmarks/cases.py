@@ -40,9 +40,9 @@ class Case:
 
 
 def variant(algorithm: str, goal: float, env_id: str = "CartPole-v1") -> Case:
-    """A variant of DQN against `dqn.py` with the same flags, the default ones of `dqn.py`.
+    """A variant of DQN against `dqn.py` with the same flags; blocks and sizes as `dqn.py` has them.
 
-    Both run on two threads, as the scripts do.
+    Both run on two threads, as the scripts do; no trial decides.
     """
     return Case(
         f"{algorithm.removesuffix('_dqn')}-cartpole",

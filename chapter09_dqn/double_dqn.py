@@ -157,7 +157,7 @@ def build_train_steps(
         }
 
     # θ' rests during a block: it is asked about all next states before the first step, for speed.
-    # Rounds of two steps keep two threads busier than single ones (see benchmarks/README.md).
+    # Two steps per round of the loop were measured to be faster here, see benchmarks/README.md.
     def train_steps(batches: Batch) -> dict[str, tf.Tensor]:
         target_values = in_large_batches(target_network, batches.next_state)  # [K, B, A]
         return mean_over(lambda one: train_step(*one), (batches, target_values), unroll=2)

@@ -218,7 +218,7 @@ def train(config: Config) -> Result:
     train_step = build_train_step(
         q_network, target_network, optimizer, config.gamma, config.huber_kappa
     )
-    # Rounds of two steps keep two threads busier than single ones (see benchmarks/README.md).
+    # Two steps per round of the loop were measured to be faster here, see benchmarks/README.md.
     train_steps = compiled(train_step, loop=True, unroll=2, xla=not images, refreshes=q_values)
     epsilon = linear_schedule(
         config.start_epsilon,

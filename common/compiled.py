@@ -281,7 +281,8 @@ def in_large_batches(
     Args:
         network: takes [B, ...] and returns float32.
         batches: [K, B, ...].
-        rows: at most so many go through the network together, unless a batch alone has more.
+        rows: at most so many go through the network together, unless a batch alone has more; how
+            many batches that are is a divisor of K.
 
     Returns:
         The network's outputs, [K, B, ...].

@@ -282,7 +282,7 @@ def test_bad_flags_are_refused(tmp_path, changes, message):
 
 def test_swings_a_pendulum_up(tmp_path):
     config = Config(
-        total_timesteps=5_000,
+        total_timesteps=7_000,
         hidden_sizes=(64, 64),
         batch_size=128,
         learning_starts=500,
@@ -290,4 +290,4 @@ def test_swings_a_pendulum_up(tmp_path):
     )
     result = td3.train(config)
     # A random policy earns -1230.
-    assert np.mean(episode_returns(result.policy, "Pendulum-v1", 25, seed=0)) >= -600
+    assert np.mean(episode_returns(result.policy, "Pendulum-v1", 25, seed=0)) >= -300
