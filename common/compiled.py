@@ -221,7 +221,7 @@ def mean_over(function: Callable[[Any], Any], slices: Any, unroll: int = 1) -> A
         stacked, [K, ...].
     """
     repetitions = tf.nest.flatten(slices)[0].shape[0]
-    length = max(n for n in range(1, unroll + 1) if repetitions % n == 0)
+    length = _largest_divisor(repetitions, unroll)
     pieces = tf.nest.map_structure(
         lambda leaf: tf.reshape(leaf, [-1, length, *leaf.shape[1:]]), slices
     )
@@ -289,10 +289,15 @@ def in_large_batches(
     """
     count, size, *shape = batches.shape
     most = 1 if batches.dtype == tf.uint8 else max(rows // size, 1)
-    together = max(n for n in range(1, most + 1) if count % n == 0)
+    together = _largest_divisor(count, most)
     pieces = tf.reshape(batches, [count // together, together * size, *shape])
     outputs = mean_over(network, pieces)  # stacked, without a mean: outputs are no scalars
     return tf.reshape(outputs, [count, size, *outputs.shape[2:]])
+
+
+def _largest_divisor(number: int, most: int) -> int:
+    """The largest divisor of a number that is not above `most`."""
+    return max(n for n in range(1, most + 1) if number % n == 0)
 
 
 def _flatten(structure: Any, leaves: list[np.ndarray]) -> Any:
