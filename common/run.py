@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import json
@@ -16,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from common import checkpoint
+from common import checkpoint, interrupts
 from common.config import RunConfig, check_config
 from common.environments import VectorEnvs, reset_seed
 from common.errors import UserError
@@ -150,6 +151,9 @@ class Run:
 
         Yields:
             Steps taken before this pass.
+
+        Raises:
+            KeyboardInterrupt: after a pass during which Ctrl-C was pressed; twice ends it at once.
         """
         self._increment, self._unit = increment, unit
         self.log_every = _round_up(log_every or total / LOG_POINTS, increment)
@@ -162,7 +166,7 @@ class Run:
         self._row_step, self._row_time = self.step, time.perf_counter()
         self._first_step, self._first_time = self._row_step, self._row_time
         passes = 0
-        try:
+        with contextlib.closing(progress), interrupts.deferred() as end_if_interrupted:
             while self.step < total and not self.stopped:
                 yield self.step
                 self.step += increment
@@ -174,8 +178,7 @@ class Run:
                     self._save()
                 if passes % 16 == 0 or last:
                     progress.update(min(self.step, total))
-        finally:
-            progress.close()
+                end_if_interrupted()
 
     def _rarest_cut(self) -> int:
         if self.envs is None:
