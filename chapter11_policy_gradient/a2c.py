@@ -151,7 +151,7 @@ def sum_ahead(td_error: tf.Tensor, batch: Samples, decay: float) -> tf.Tensor:  
     """A_t = δ_t + γλ A_{t+1}, backwards through each episode's part of the T steps: [T, N] (2)."""
     same_episode = 1.0 - tf.maximum(batch.terminated, batch.truncated)  # [T, N]
     advantage, running = [], tf.zeros_like(td_error[0])
-    for t in reversed(range(len(td_error))):
+    for t in reversed(range(td_error.shape[0])):
         running = td_error[t] + decay * same_episode[t] * running
         advantage.insert(0, running)
     return tf.stack(advantage)

@@ -75,8 +75,10 @@ def compiled(
     border 10 to 20 us more. So all arrays of four-byte types cross together, packed into one
     tensor, and all results come back packed into one; only images (uint8) travel on their own.
 
-    The function is traced once for each combination of argument shapes. It must return float32
-    tensors: one, or a tuple, dictionary or NamedTuple of them.
+    The function is traced once for each combination of argument shapes: Python's `if`, `for` and
+    `len` are done with by then, and what depends on a tensor's values is said with `tf.where`,
+    `tf.cond` or `mean_over`. It must return float32 tensors: one, or a tuple, dictionary or
+    NamedTuple of them.
 
     Args:
         function: the function; its arguments may be arrays, scalars, and nested tuples of them.
@@ -175,7 +177,9 @@ class _Variant:
 
         signature = [tf.TensorSpec(self._buffer.shape, tf.int32)]
         signature += [tf.TensorSpec(flat[i].shape, tf.uint8) for i in self._apart]
-        graph = tf.function(call, input_signature=signature, jit_compile=xla)
+        # Without AutoGraph, which would take a second or two to translate the source of all that
+        # is called here, down into Keras and TensorFlow Probability.
+        graph = tf.function(call, input_signature=signature, jit_compile=xla, autograph=False)
         concrete = graph.get_concrete_function()
         # Calling the concrete function itself takes 60 us more, in which TensorFlow matches Python
         # arguments to the signature. What we pass always fits, so we enter behind that.
@@ -239,7 +243,8 @@ def mean_over(function: Callable[[Any], Any], slices: Any, unroll: int = 1) -> A
     if count == 1:
         return tf.nest.map_structure(lambda t: t if t.shape.rank else t / repetitions, piece(0))
     # What a piece returns: traced one time more than needed, which neither compiles nor runs it.
-    returned = tf.function(lambda: piece(0)).get_concrete_function().structured_outputs
+    once = tf.function(lambda: piece(0), autograph=False)
+    returned = once.get_concrete_function().structured_outputs
     kinds = tf.nest.flatten(returned)
 
     def begin(kind: Any) -> Any:
