@@ -3,7 +3,8 @@
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
-from tests.processes import DQN, PENDULUM, PONG, PPO, ROOT, SCRIPTS, load, run_to_end
+from tests.forked import run_to_end
+from tests.processes import DQN, PENDULUM, PONG, PPO, ROOT, SCRIPTS, load
 
 import pytest
 

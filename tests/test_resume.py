@@ -5,6 +5,8 @@ import shutil
 import signal
 
 from common import checkpoint
+from tests import processes
+from tests.forked import run, run_to_end, start
 from tests.processes import (
     A2C,
     ACTOR_CRITIC,
@@ -27,9 +29,6 @@ from tests.processes import (
     evaluation,
     finish,
     metrics,
-    run,
-    run_to_end,
-    start,
     steps_logged,
     wait_for,
 )
@@ -67,7 +66,7 @@ def test_dqn_killed_four_times_ends_like_the_uninterrupted_run(uninterrupted, tm
     assert steps_logged(run_dir)[-1] > 1600
 
     # While a checkpoint is being written: stopped first, so that it cannot end before it dies.
-    process = start("dqn", *resume, cwd=tmp_path)
+    process = processes.start("dqn", *resume, cwd=tmp_path)
     wait_for(lambda: list((run_dir / "checkpoints").glob("*.npz.tmp")), process)
     process.send_signal(signal.SIGSTOP)
     os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOWAIT)

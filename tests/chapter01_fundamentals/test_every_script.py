@@ -15,6 +15,7 @@ import sys
 
 from common import catalog
 from common.run import Run
+from tests import forked
 from tests.processes import ROOT, SCRIPTS, checkpoints, evaluation, load, metrics
 
 import pytest
@@ -126,87 +127,21 @@ def test_a_run_leaves_its_files(stem, uninterrupted):
     assert len(checkpoints(run_dir)) == 2  # the newest ones
 
 
-# A process that starts scripts and sees them end by SIGKILL: in the n-th call of `run.log`, or for
-# n = 0 after the last step. It has imported what they need and forks, which saves their start-up.
-FORKS = """
-import importlib, json, os, signal, sys, traceback
-from common.run import Run
-
-for name in sys.argv[1:]:
-    importlib.import_module(name)
-
-def main(module, arguments, at, output):
-    os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 1)
-    os.dup2(1, 2)
-    calls, log, steps = 0, Run.log, Run.steps
-
-    def deadly_log(self, row, weight=1):
-        nonlocal calls
-        calls += 1
-        if calls == at:
-            os.kill(os.getpid(), signal.SIGKILL)
-        log(self, row, weight)
-
-    def deadly_steps(self, *args, **kwargs):
-        yield from steps(self, *args, **kwargs)
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    Run.log, Run.steps = (deadly_log, steps) if at else (log, deadly_steps)
-    sys.argv = [module, *arguments]
-    importlib.import_module(module).main()
-
-for line in sys.stdin:
-    child = os.fork()
-    if child == 0:
-        try:
-            main(*json.loads(line))
-        except BaseException:
-            traceback.print_exc()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(99)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-"""
-
-
-@pytest.fixture(scope="module")
-def run_until_killed(tmp_path_factory):
-    """Returns a function that runs a script in a process which ends by SIGKILL."""
-    folder, started = tmp_path_factory.mktemp("killed"), {}
-
-    def run(stem, arguments, at):
-        needs = ["common.evaluation", "common.maps", "tyro"]
-        needs += ["common.quiet"] if stem.startswith(("nn_", "tf_")) else []
-        if len(needs) not in started:
-            command = [sys.executable, "-c", FORKS, *needs]
-            environment = os.environ | {"PYTHONPATH": str(ROOT)}
-            pipe = subprocess.PIPE
-            started[len(needs)] = subprocess.Popen(
-                command, env=environment, stdin=pipe, stdout=pipe, text=True
-            )
-        process, output = started[len(needs)], folder / f"{stem}.txt"
-        module = SCRIPTS[stem].removesuffix(".py").replace("/", ".")
-        process.stdin.write(json.dumps([module, arguments, at, str(output)]) + "\n")
-        process.stdin.flush()
-        status = process.stdout.readline().strip()
-        assert status == str(-signal.SIGKILL), f"{status}: {output.read_text()}"
-
-    yield run
-    for process in started.values():
-        process.communicate()  # the end of its input ends it
+def run_until_killed(stem, *arguments, cwd, at):
+    """Runs a script that ends by SIGKILL at call number `at` of `run.log`; 0: after all steps."""
+    status, _, err = forked.run(stem, *arguments, cwd=cwd, kill_at=at)
+    assert status == -signal.SIGKILL, err
 
 
 @each_script
-def test_the_same_seed_ends_alike_though_killed_twice(
-    stem, uninterrupted, run_until_killed, command_line, tmp_path
-):
+def test_the_same_seed_ends_alike_though_killed_twice(stem, uninterrupted, command_line, tmp_path):
     reference, calls = uninterrupted(stem)
     run_dir, last = tmp_path / "run", checkpoints(reference)[-1]
-    arguments = [*SHORT[stem].split(), "--run-dir", str(run_dir)]
-    run_until_killed(stem, arguments, at=math.ceil(0.7 * calls))
+    arguments = [*SHORT[stem].split(), "--run-dir", run_dir]
+    run_until_killed(stem, *arguments, cwd=tmp_path, at=math.ceil(0.7 * calls))
     assert checkpoints(run_dir), "killed before the first checkpoint"
     assert checkpoints(run_dir)[-1] < last
-    run_until_killed(stem, ["--resume", str(run_dir)], at=0)
+    run_until_killed(stem, "--resume", run_dir, cwd=tmp_path, at=0)
     assert checkpoints(run_dir)[-1] == last
     assert not (run_dir / "evaluation.json").exists()
     status, _, err = command_line(stem, "--resume", run_dir)
@@ -219,10 +154,10 @@ def test_the_same_seed_ends_alike_though_killed_twice(
 @pytest.mark.parametrize(
     "stem", [stem for stem in STEMS if stem.startswith(TABULAR) and stem != "dp_value_iteration"]
 )
-def test_another_seed_gives_other_numbers(stem, uninterrupted, run_until_killed, tmp_path):
+def test_another_seed_gives_other_numbers(stem, uninterrupted, tmp_path):
     reference, calls = uninterrupted(stem)
-    arguments = [*SHORT[stem].split(), "--seed", "1", "--run-dir", str(tmp_path / "run")]
-    run_until_killed(stem, arguments, at=math.ceil(0.5 * calls))
+    arguments = [*SHORT[stem].split(), "--seed", 1, "--run-dir", tmp_path / "run"]
+    run_until_killed(stem, *arguments, cwd=tmp_path, at=math.ceil(0.5 * calls))
     other = metrics(tmp_path / "run")
     assert len(other) > 1
     assert other[0] == metrics(reference)[0][: len(other[0])]
