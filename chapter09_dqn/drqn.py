@@ -67,6 +67,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from common.actions import require_discrete
 from common.checkpoint import restore_latest
 from common.cli import command, parse
 from common.compiled import compiled, use_threads
@@ -75,7 +76,6 @@ from common.environments import atari_kwargs, is_image, make_envs, new_episodes,
 from common.evaluation import report
 from common.memory import GreedyMemoryPolicy, note_actions
 from common.networks import body, copy_weights, mlp
-from common.policies import require_discrete
 from common.recurrent import recurrent_forward
 from common.returns import TrueReturns
 from common.run import Policy, Result, Run

@@ -63,6 +63,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from common.acting import forward
+from common.actions import require_discrete
 from common.checkpoint import restore_latest
 from common.cli import command, parse
 from common.compiled import compiled, in_large_batches, mean_over, use_threads
@@ -70,7 +71,6 @@ from common.config import RunConfig, check_replay_config
 from common.environments import atari_kwargs, is_image, make_envs, successor
 from common.evaluation import report
 from common.networks import copy_weights, trunk
-from common.policies import require_discrete
 from common.replay import Batch, make_replay
 from common.returns import TrueReturns
 from common.run import Policy, Result, Run

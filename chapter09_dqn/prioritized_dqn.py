@@ -70,6 +70,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from common.acting import forward
+from common.actions import require_discrete
 from common.checkpoint import restore_latest
 from common.cli import command, parse
 from common.compiled import compiled, use_threads
@@ -77,7 +78,6 @@ from common.config import RunConfig, check_replay_config
 from common.environments import atari_kwargs, is_image, make_envs, successor
 from common.evaluation import report
 from common.networks import body, copy_weights
-from common.policies import require_discrete
 from common.prioritized import PrioritizedReplay
 from common.replay import Batch, make_replay
 from common.returns import TrueReturns

@@ -81,6 +81,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from common.actions import require_discrete
 from common.checkpoint import restore_latest
 from common.cli import command, parse
 from common.compiled import compiled, use_threads
@@ -89,7 +90,6 @@ from common.environments import atari_kwargs, is_image, make_envs, successor
 from common.errors import UserError
 from common.evaluation import report
 from common.networks import copy_weights, trunk
-from common.policies import require_discrete
 from common.prioritized import PrioritizedReplay
 from common.replay import NStepBatch, make_replay
 from common.returns import TrueReturns

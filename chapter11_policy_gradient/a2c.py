@@ -54,6 +54,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from common.acting import forward
+from common.actions import rescale_action
 from common.checkpoint import restore_latest
 from common.cli import command, parse
 from common.compiled import compiled, use_threads
@@ -62,7 +63,7 @@ from common.environments import is_image, make_envs, successor
 from common.evaluation import report
 from common.networks import body
 from common.normalize import Normalizer
-from common.policies import categorical, diagonal_gaussian, rescale_action
+from common.policies import categorical, diagonal_gaussian
 from common.run import Policy, Result, Run
 from common.schedules import linear_schedule
 

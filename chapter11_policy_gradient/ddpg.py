@@ -50,6 +50,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from common.acting import forward
+from common.actions import require_bounded_box, rescale_action
 from common.checkpoint import restore_latest
 from common.cli import command, parse
 from common.compiled import compiled, use_threads
@@ -59,7 +60,6 @@ from common.evaluation import report
 from common.networks import body, copy_weights, mlp, soft_update
 from common.noise import Noise
 from common.optimizers import FusedAdam
-from common.policies import require_bounded_box, rescale_action
 from common.replay import Batch, make_replay
 from common.run import Policy, Result, Run
 

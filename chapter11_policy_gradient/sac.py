@@ -63,6 +63,7 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 
 from common.acting import forward
+from common.actions import require_bounded_box, rescale_action
 from common.checkpoint import restore_latest
 from common.cli import command, parse
 from common.compiled import compiled, use_threads
@@ -71,7 +72,6 @@ from common.environments import is_image, make_envs, successor
 from common.evaluation import report
 from common.networks import body, copy_weights, mlp, soft_update
 from common.optimizers import FusedAdam
-from common.policies import require_bounded_box, rescale_action
 from common.replay import Batch, make_replay
 from common.run import Policy, Result, Run
 

@@ -16,7 +16,9 @@ from pathlib import Path
 from tests.processes import ROOT, SCRIPTS, finish
 
 _server = multiprocessing.get_context("forkserver")
-_server.set_forkserver_preload(["common.quiet", "common.evaluation", "common.policies", "tyro"])
+_server.set_forkserver_preload(
+    ["common.quiet", "tensorflow_probability", "common.evaluation", "tyro"]
+)
 _numbers = itertools.count()
 
 

@@ -10,12 +10,12 @@ from chapter11_policy_gradient.sac import (
     explore,
     sample_action,
 )
+from common.actions import rescale_action
 from common.checkpoint import restore_latest
 from common.compiled import compiled
 from common.errors import UserError
 from common.evaluation import episode_returns
 from common.metrics import read_metrics
-from common.policies import rescale_action
 from common.replay import Batch
 
 import continuous_control
