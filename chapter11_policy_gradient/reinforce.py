@@ -234,8 +234,7 @@ def train(config: Config) -> Result:
             continue
 
         # Every environment has played an episode. Each [T, N, ...], T steps of the longest.
-        trajectory = [np.stack(arrays) for arrays in zip(*trajectory, strict=True)]
-        states, action, reward, alive = trajectory
+        states, action, reward, alive = (np.stack(x) for x in zip(*trajectory, strict=True))
         discount = config.gamma ** np.arange(len(reward))  # [T]
         returns = discount @ (reward * alive)  # [N] (1)
         returns = np.broadcast_to(returns, reward.shape)  # the same for every step

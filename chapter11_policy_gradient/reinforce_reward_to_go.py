@@ -230,8 +230,7 @@ def train(config: Config) -> Result:
             continue
 
         # Every environment has played an episode. Each [T, N, ...], T steps of the longest.
-        trajectory = [np.stack(arrays) for arrays in zip(*trajectory, strict=True)]
-        states, action, reward, alive = trajectory
+        states, action, reward, alive = (np.stack(x) for x in zip(*trajectory, strict=True))
         # NEW: an action answers only for the rewards that follow it.
         reward_to_go = [discounted_returns(one, config.gamma) for one in (reward * alive).T]
         reward_to_go = np.stack(reward_to_go, axis=1)  # [T, N] (1)

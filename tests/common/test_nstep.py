@@ -181,7 +181,7 @@ def test_any_history_of_any_length(num_envs, capacity, steps, n_step, gamma, end
 
 def test_cartpole_with_a_capacity_that_the_environments_do_not_divide():
     envs = make_envs("CartPole-v1", 3)
-    envs.cut_every = 3 * 13
+    envs.cut_every = 3 * 19
     replay = make_replay(envs, 100, seed=0, n_step=4, gamma=0.9)
     record = Record(replay, reward_of=lambda number: np.sin(number))
     seen = {}
