@@ -106,10 +106,10 @@ class Run:
             self._episodes = [tuple(episode) for episode in meta["episodes"]]
             self._recent.extend(meta["recent"])
             self._seconds_before = self._saved_seconds = meta["seconds"]
-        self._metrics = MetricsWriter(self.run_dir, meta.get("rows", 0), meta.get("columns", 2))
-        print(f"run directory: {self.run_dir}", file=sys.stderr, flush=True)
         global _current
         _current = self
+        self._metrics = MetricsWriter(self.run_dir, meta.get("rows", 0), meta.get("columns", 2))
+        print(f"run directory: {self.run_dir}", file=sys.stderr, flush=True)
 
     @property
     def reset_seed(self) -> int:
@@ -154,6 +154,7 @@ class Run:
 
         Raises:
             KeyboardInterrupt: after a pass during which Ctrl-C was pressed; twice ends it at once.
+                To leave the loop otherwise use `stop`: `break` would forget the interrupt.
         """
         self._increment, self._unit = increment, unit
         self.log_every = _round_up(log_every or total / LOG_POINTS, increment)

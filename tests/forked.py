@@ -1,7 +1,8 @@
 """Scripts in processes that are forked from one which has imported TensorFlow: seconds saved each.
 
 Such a process runs its script from the first line to the last, as `python script.py` does, with
-files for its output. Where the start-up itself matters, or signals, use `processes.start`.
+files for its output; only `atexit` is skipped. Where the start-up itself matters, or signals, use
+`processes.start`.
 """
 
 import itertools
@@ -11,8 +12,11 @@ import runpy
 import signal
 import subprocess
 import sys
+import threading
+from multiprocessing import connection
 from pathlib import Path
 
+import common
 from tests.processes import ROOT, SCRIPTS, finish
 
 _server = multiprocessing.get_context("forkserver")
@@ -20,6 +24,9 @@ _server.set_forkserver_preload(
     ["common.quiet", "tensorflow_probability", "common.evaluation", "tyro"]
 )
 _numbers = itertools.count()
+# Each start asks all processes whether they have ended. A pipe tells it once, to who asks first: of
+# two threads, the other one would take the process for lost.
+_one_asks = threading.Lock()
 
 
 class Forked:
@@ -29,19 +36,21 @@ class Forked:
         self._process, self._output, self.pid = process, output, process.pid
 
     def poll(self):
-        return self._process.exitcode  # negative: ended by that signal
+        with _one_asks:
+            return self._process.exitcode  # negative: ended by that signal
 
     @property
     def returncode(self):
-        return self._process.exitcode
+        return self.poll()
 
     def kill(self):
-        self._process.kill()
+        with _one_asks:
+            self._process.kill()
 
     def communicate(self, timeout=None):
-        self._process.join(timeout)
-        if self.poll() is None:
+        if not connection.wait([self._process.sentinel], timeout):
             raise subprocess.TimeoutExpired(self._process.name, timeout)
+        self.poll()
         return tuple(path.read_text() for path in self._output)
 
 
@@ -54,7 +63,8 @@ def start(script, *args, cwd, env=None, kill_at=None):
     output = [Path(cwd) / f"{name}.{stream}" for stream in ("out", "err")]
     arguments = (str(ROOT / SCRIPTS[script]), [*map(str, args)], cwd, env or {}, kill_at, output)
     process = _server.Process(target=_run_script, args=arguments, name=name)
-    process.start()
+    with _one_asks:
+        process.start()
     return Forked(process, output)
 
 
@@ -73,6 +83,7 @@ def run_to_end(script, *args, cwd):
 def _run_script(path, args, cwd, env, kill_at, output):
     for number, name in enumerate(output, start=1):
         os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+    assert Path(common.__file__).is_relative_to(ROOT), "run the tests from the project's root"
     os.chdir(cwd)
     os.environ.update(env)
     if kill_at is not None:
