@@ -44,8 +44,6 @@ DQN = """total_timesteps=400 num_envs=4 learning_starts=100 train_frequency=20 g
 PPO = """total_timesteps=64 num_envs=2 num_steps=8 num_epochs=1 minibatch_size=8 eval_episodes=1"""
 REINFORCE = "total_timesteps=800 num_envs=2 eval_episodes=1"
 REINFORCE_IMAGES = "total_timesteps=6 num_envs=2 eval_episodes=1"
-OFF_POLICY = """total_timesteps=100 num_envs=2 learning_starts=20 train_frequency=20
-    gradient_steps=2 batch_size=8 buffer_size=100 eval_episodes=1"""
 A2C = "total_timesteps=40 num_envs=2 num_steps=5 eval_episodes=1"
 
 
@@ -54,15 +52,11 @@ A2C = "total_timesteps=40 num_envs=2 num_steps=5 eval_episodes=1"
     [
         ("dqn", "Taxi-v4", DQN),  # Discrete observations
         ("dueling_dqn", "ALE/Pong-v5", DQN + " frame_size=42"),  # images; XLA is off
-        ("drqn", "ALE/Pong-v5", DQN + " frame_size=42 flicker=1"),
         ("reinforce", "FrozenLake-v1", REINFORCE),
         ("reinforce_reward_to_go", "Pendulum-v1", REINFORCE),
         ("reinforce_baseline", "odd_environments:Images-v0", REINFORCE_IMAGES),
         ("actor_critic", "FrozenLake-v1", "total_timesteps=40 num_envs=2 eval_episodes=1"),
         ("a2c", "ALE/Pong-v5", A2C),  # its rewards are whole numbers
-        ("ddpg", "Pendulum-v1", OFF_POLICY),  # whose bounds are -2 and 2
-        ("td3", "Pendulum-v1", OFF_POLICY),
-        ("sac", "Pendulum-v1", OFF_POLICY),
         ("ppo", "FrozenLake-v1", PPO),
         ("ppo", "ALE/Pong-v5", PPO),  # images
     ],

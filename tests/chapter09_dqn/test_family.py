@@ -54,24 +54,36 @@ def train(stem, run_dir, **settings):
     return config, read_metrics(run_dir)
 
 
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Returns a function from a script to a short run of it: module, settings, policy, metrics."""
+    made = {}
+
+    def run_of(stem, noisy):
+        key = stem, noisy and stem == "rainbow"  # only Rainbow has noise
+        if key not in made:
+            script = importlib.import_module(f"chapter09_dqn.{stem}")
+            settings = SMALL | {"env_id": "ThreeStepsEnd-v0", "total_timesteps": 1600}
+            settings |= {"gamma": 0.5, "end_epsilon": 0.2, "exploration_fraction": 0.5}
+            settings |= {"gradient_steps": 8, "learning_rate": 0.1}
+            settings |= {"noisy": noisy} if stem == "rainbow" else {}
+            settings |= {"run_dir": str(tmp_path_factory.mktemp(stem) / "run")}
+            policy = script.train(script.Config(**settings)).policy
+            made[key] = script, settings, policy, read_metrics(settings["run_dir"])
+        return made[key]
+
+    return run_of
+
+
 @every_script
-def test_true_returns_learning_rate_and_exploration_of_a_run(stem, tmp_path):
-    config, metrics = train(
-        stem,
-        tmp_path / "run",
-        env_id="ThreeStepsEnd-v0",
-        total_timesteps=1600,
-        gamma=0.5,
-        end_epsilon=0.2,
-        exploration_fraction=0.5,
-        **({"noisy": False} if stem == "rainbow" else {}),
-    )
+def test_true_returns_learning_rate_and_exploration_of_a_run(stem, run):
+    _, settings, _, metrics = run(stem, noisy=False)
     # After three, two and one of the rewards: 3.5, 3 and 2.
     true_return = metrics["train/true_return"]
     np.testing.assert_allclose(true_return[np.isfinite(true_return)], 8.5 / 3, rtol=1e-6)
     assert np.isfinite(true_return).sum() > 10
 
-    rate = metrics["train/learning_rate"] / config.learning_rate
+    rate = metrics["train/learning_rate"] / settings["learning_rate"]
     rate, at = rate[np.isfinite(rate)], metrics["step"][np.isfinite(rate)] / 1600
     np.testing.assert_allclose(rate, 1.0 - at, atol=0.04)  # falls to 0; a row is a mean over steps
 
@@ -120,14 +132,10 @@ def test_a_block_of_steps_is_its_steps_one_by_one(stem):
 
 
 @every_script
-def test_the_policy_of_a_run_is_the_greedy_one_of_its_last_weights(stem, tmp_path):
+def test_the_policy_of_a_run_is_the_greedy_one_of_its_last_weights(stem, run):
     """What acts is a copy of the weights that every training must renew."""
-    script = importlib.import_module(f"chapter09_dqn.{stem}")
-    settings = SMALL | {"gradient_steps": 8, "learning_rate": 0.1, "total_timesteps": 320}
-    settings |= {"env_id": "ThreeStepsEnd-v0"}
-    config = script.Config(**settings, run_dir=str(tmp_path / "run"))
-    ours = script.train(config).policy
-    loaded = script.load_policy(script.Config(**settings, resume=config.run_dir))
+    script, settings, ours, _ = run(stem, noisy=True)
+    loaded = script.load_policy(script.Config(**settings | {"resume": settings["run_dir"]}))
     states = np.random.default_rng(0).normal(size=(400, 2)).astype(np.float32)
     np.testing.assert_array_equal(ours(states), loaded(states))
     assert 0 < ours(states).mean() < 1  # two actions, both chosen somewhere

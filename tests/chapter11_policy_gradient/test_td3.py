@@ -207,7 +207,7 @@ def test_a_run_compiles_by_its_width_and_every_update_gets_its_own_batch(
 # --- Whole runs where the answer is known -----------------------------------------------------
 
 
-@pytest.mark.parametrize(("gradient_steps", "delay"), [(4, 2), (1, 2), (1, 3), (4, 3), (3, 1)])
+@pytest.mark.parametrize(("gradient_steps", "delay"), [(1, 3), (4, 3), (3, 1)])
 def test_updates_that_do_not_fill_a_round_wait(tmp_path, gradient_steps, delay):
     settings = QUICK | {"total_timesteps": 300, "gradient_steps": gradient_steps}
     env_id = "continuous_control:Constant-v1"
