@@ -1,6 +1,7 @@
 """Each script once on every kind of environment it takes.
 
-CartPole, Pendulum and Pong by command line are trained in `tests/test_resume.py` already.
+CartPole, Pendulum and Pong by command line are trained in `tests/test_resume.py` already, DRQN on
+flickering Pong in `tests/chapter09_dqn/test_drqn.py`.
 """
 
 import dataclasses
