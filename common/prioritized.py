@@ -20,26 +20,22 @@ import numpy as np
 
 KINDS = ("proportional", "rank")
 SMALLEST = 1e-6  # added to |δ|, so that no transition is lost for ever
-WIDTH = 64  # children of a node in the tree
 SORT_AFTER = 0.25  # part of the ranks that may be out of date before all are sorted again
 
 
 class SumTree:
     """Weights of numbered leaves; finds the leaf at a point of their running sum in O(log n).
 
-    Nodes have 64 children, not two: NumPy adds 64 numbers in the time of one call, and a million
-    leaves are reached in four steps, for all points side by side.
+    A binary tree in which every node holds the sum of its two children. All points go down side by
+    side, and sums are brought up to date when they are next asked for, not at each change.
     """
 
     def __init__(self, size: int) -> None:
         """Makes a tree with `size` leaves of weight 0."""
         self.size = size
-        self.levels = [
-            np.zeros(-(-size // WIDTH) * WIDTH)
-        ]  # leaves first, the root's children last
-        while len(self.levels[-1]) > WIDTH:
-            nodes = len(self.levels[-1]) // WIDTH
-            self.levels.append(np.zeros(-(-nodes // WIDTH) * WIDTH))
+        depth = max(size - 1, 1).bit_length()
+        self.levels = [np.zeros(2**k) for k in reversed(range(depth + 1))]  # leaves to root
+        self._changed: list[np.ndarray] = []  # leaves whose changes the nodes do not know yet
 
     @property
     def leaves(self) -> np.ndarray:
@@ -49,7 +45,8 @@ class SumTree:
     @property
     def total(self) -> float:
         """The sum of all weights."""
-        return float(self.levels[-1].sum())
+        self._add_up()
+        return float(self.levels[-1][0])
 
     def set(self, index: np.ndarray, weight: np.ndarray) -> None:
         """Gives leaves new weights; where a leaf is named twice, the last weight counts.
@@ -58,41 +55,47 @@ class SumTree:
             index: leaves, [M].
             weight: [M], 0 or more.
         """
-        if len(index) * WIDTH > self.size:
-            self.leaves[index] = weight
-            self.fill(self.leaves)
-            return
         self.levels[0][index] = weight
-        for below, level in zip(self.levels, self.levels[1:], strict=False):
-            index = np.unique(index // WIDTH)
-            level[index] = below.reshape(-1, WIDTH)[index].sum(axis=1)
+        self._changed.append(np.array(index))
 
     def fill(self, weight: np.ndarray) -> None:
         """Gives all leaves new weights, [size]."""
-        self.levels[0][: self.size] = weight
+        self.leaves[:] = weight
+        self._changed = [np.arange(self.size)]
+
+    def _add_up(self) -> None:
+        """Brings the nodes above changed leaves up to date."""
+        if not self._changed:
+            return
+        node = np.concatenate(self._changed)
+        self._changed = []
+        every = len(node) * len(self.levels) > self.size  # so many that it is less to add up all
         for below, level in zip(self.levels, self.levels[1:], strict=False):
-            level[: len(below) // WIDTH] = below.reshape(-1, WIDTH).sum(axis=1)
+            if every:
+                np.add(below[0::2], below[1::2], out=level)
+            else:
+                node //= 2
+                level[node] = below[2 * node] + below[2 * node + 1]
 
     def find(self, point: np.ndarray) -> np.ndarray:
         """The leaves at the given points of the running sum, [...], 0 <= point < `total`.
 
         A leaf of weight 0 is never found.
         """
-        if point.size * WIDTH > self.size:  # so many points that one pass over all leaves is less
-            running = np.cumsum(self.leaves)
-            last = np.searchsorted(running, running[-1])  # the last leaf that has a weight
-            return np.minimum(np.searchsorted(running, point, side="right"), last)
-        rest = point.reshape(-1)
+        self._add_up()
+        rest = point.flatten()  # a copy: what is left of each point, seen from its node
         node = np.zeros(len(rest), np.int64)
-        for level in reversed(self.levels):
-            weights = level.reshape(-1, WIDTH)[node]  # [M, 64]
-            running = np.cumsum(weights, axis=1)
-            # Rounding may leave a point at or beyond the end: then the last child with a weight.
-            below = np.minimum(rest, np.nextafter(running[:, -1], 0.0))
-            child = (running <= below[:, None]).sum(axis=1)
-            before = np.where(child > 0, running[np.arange(len(rest)), child - 1], 0.0)
-            rest = below - before
-            node = node * WIDTH + child
+        for below in self.levels[-2::-1]:
+            node *= 2
+            left = below.take(node)  # the left child's sum
+            right = rest >= left  # whether the point lies in the right child
+            rest -= left * right
+            node += right
+        # Rounding may lead past the end of the weights of a node: to the last leaf that has one.
+        lost = self.levels[0].take(node) == 0.0
+        if lost.any():
+            used = np.flatnonzero(self.levels[0])
+            node[lost] = used[np.searchsorted(used, node[lost]) - 1]
         return node.reshape(point.shape)
 
 
