@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -82,7 +83,9 @@ def compiled(
 
     Args:
         function: the function; its arguments may be arrays, scalars, and nested tuples of them.
-        xla: compile with XLA. Faster for small dense networks, slower for convolutions on CPUs.
+        xla: compile with XLA. Faster for small dense networks, slower for convolutions on CPUs. It
+            takes seconds at the first call and knows no `tf.print`: with NO_XLA=1 in the
+            environment of the process, no function is compiled with it.
         loop: the leading axis of every array counts repetitions: call the function once for each
             slice, in order and all inside one call into TensorFlow. Of scalar results the mean is
             returned, other results are stacked along a new leading axis.
@@ -179,6 +182,7 @@ class _Variant:
         signature += [tf.TensorSpec(flat[i].shape, tf.uint8) for i in self._apart]
         # Without AutoGraph, which would take a second or two to translate the source of all that
         # is called here, down into Keras and TensorFlow Probability.
+        xla = xla and not os.environ.get("NO_XLA")
         graph = tf.function(call, input_signature=signature, jit_compile=xla, autograph=False)
         concrete = graph.get_concrete_function()
         # Calling the concrete function itself takes 60 us more, in which TensorFlow matches Python

@@ -11,19 +11,31 @@ import pytest
 sys.path.append(str(ROOT / "tests"))  # for odd_environments, here as in the started processes
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    """Tests marked `no_xla` run without XLA, and so do the processes that they start."""
+    without = item.get_closest_marker("no_xla") and not item.get_closest_marker("xla")
+    with pytest.MonkeyPatch.context() as patch:
+        if without:
+            patch.setenv("NO_XLA", "1")
+        return (yield)
+
+
 @pytest.fixture(scope="session")
 def uninterrupted(tmp_path_factory):
     """Returns a function from a name to the directory of a finished run.
 
     All of them start at the first call, one after the other in the background: while tests wait
-    for processes of their own, a core is free.
+    for processes of their own, a core is free. They use XLA, so what is compared with them must.
     """
     folder = tmp_path_factory.mktemp("uninterrupted")
     runs = {"dqn": ("dqn", DQN), "ppo": ("ppo", PPO)}
     runs |= {"pendulum": ("ppo", PENDULUM), "pong": ("dqn", PONG)}
     with ThreadPoolExecutor(max_workers=1) as background:
         futures = {
-            name: background.submit(run_to_end, script, *args, "--run-dir", name, cwd=folder)
+            name: background.submit(
+                run_to_end, script, *args, "--run-dir", name, cwd=folder, env={"NO_XLA": ""}
+            )
             for name, (script, args) in runs.items()
         }
 

@@ -61,7 +61,8 @@ def start(script, *args, cwd, env=None, kill_at=None):
     """
     name = f"{script}-{next(_numbers)}"
     output = [Path(cwd) / f"{name}.{stream}" for stream in ("out", "err")]
-    arguments = (str(ROOT / SCRIPTS[script]), [*map(str, args)], cwd, env or {}, kill_at, output)
+    env = {"NO_XLA": os.environ.get("NO_XLA", ""), **(env or {})}  # the server's is an older one
+    arguments = (str(ROOT / SCRIPTS[script]), [*map(str, args)], cwd, env, kill_at, output)
     process = _server.Process(target=_run_script, args=arguments, name=name)
     with _one_asks:
         process.start()
@@ -73,9 +74,9 @@ def run(script, *args, cwd, **options):
     return finish(start(script, *args, cwd=cwd, **options))
 
 
-def run_to_end(script, *args, cwd):
+def run_to_end(script, *args, cwd, env=None):
     """Runs a script that must succeed."""
-    status, out, err = run(script, *args, cwd=cwd)
+    status, out, err = run(script, *args, cwd=cwd, env=env)
     assert status == 0, err
     return out
 

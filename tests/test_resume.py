@@ -37,6 +37,8 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+pytestmark = pytest.mark.no_xla
+
 
 def run_until_killed(script, *args, cwd, at):
     """Runs a script whose environment sends SIGKILL at its step number `at`."""
@@ -64,6 +66,7 @@ def assert_same_priorities(run_dir, reference):
     assert len(np.unique(arrays["replay/leaves"])) > 50  # priorities, not one value for all
 
 
+@pytest.mark.xla
 def test_dqn_killed_four_times_ends_like_the_uninterrupted_run(uninterrupted, tmp_path):
     total = 3200
     uninterrupted_run = uninterrupted("dqn")
@@ -117,6 +120,7 @@ def assert_events_match_metrics(run_dir):
         assert [value for _, value in found] == pytest.approx(values, rel=1e-6)
 
 
+@pytest.mark.xla
 def test_ppo_killed_in_training_and_in_evaluation(uninterrupted, tmp_path):
     run_dir = tmp_path / "run"
     run_until_killed("ppo", *PPO, "--run-dir", run_dir, cwd=tmp_path, at=6001)
@@ -127,6 +131,7 @@ def test_ppo_killed_in_training_and_in_evaluation(uninterrupted, tmp_path):
     assert_same_run(run_dir, uninterrupted("ppo"))
 
 
+@pytest.mark.xla
 def test_ppo_with_box_actions(uninterrupted, tmp_path):
     run_dir = tmp_path / "run"
     run_until_killed("ppo", *PENDULUM, "--run-dir", run_dir, cwd=tmp_path, at=3000)
@@ -172,6 +177,7 @@ def test_an_environment_that_remembers_earlier_episodes(tmp_path):
     assert_same_run(cut, whole)
 
 
+@pytest.mark.xla
 def test_dqn_on_an_atari_game_with_its_frame_buffer(uninterrupted, tmp_path):
     run_dir = tmp_path / "run"
     process = start("dqn", *PONG, "--run-dir", run_dir, cwd=tmp_path)
@@ -239,6 +245,7 @@ def test_rainbow_goes_on_from_a_checkpoint_with_frames(tmp_path):
     assert_same_priorities(cut, whole)
 
 
+@pytest.mark.xla
 def test_half_a_checkpoint_is_refused_and_deleting_it_helps(uninterrupted, tmp_path, command_line):
     run_dir = tmp_path / "run"
     shutil.copytree(uninterrupted("dqn"), run_dir)

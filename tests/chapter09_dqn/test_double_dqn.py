@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 from gymnasium.spaces import Box, Discrete
 
+pytestmark = pytest.mark.no_xla
+
 VECTOR = Box(-1.0, 1.0, (2,), np.float32)
 Q_WEIGHTS = [np.array([[1.0, 2.0, 0.0], [0.0, 1.0, -1.0]]), np.array([0.5, 0.0, 1.0])]
 TARGET_WEIGHTS = [np.array([[3.0, 0.0, 1.0], [1.0, 1.0, 2.0]]), np.array([0.0, 1.0, 0.0])]
@@ -147,6 +149,7 @@ def test_values_are_too_large_with_dqn_and_less_so_with_double_dqn(tmp_path):
     assert abs(double_start - MEAN) < start - MEAN
 
 
+@pytest.mark.xla
 def test_learns_values_that_are_known(tmp_path):
     """Only a time limit ends these episodes, and the state after it is another episode's first."""
     config = double_dqn.Config(

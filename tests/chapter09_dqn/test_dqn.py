@@ -16,6 +16,8 @@ import numpy as np
 import pytest
 from gymnasium.spaces import Box, Discrete
 
+pytestmark = pytest.mark.no_xla
+
 VECTOR = Box(-1.0, 1.0, (2,), np.float32)
 Q_WEIGHTS = [np.array([[1.0, 2.0, 0.0], [0.0, 1.0, -1.0]]), np.array([0.5, 0.0, 1.0])]
 TARGET_WEIGHTS = [np.array([[3.0, 0.0, 1.0], [1.0, 1.0, 2.0]]), np.array([0.0, 1.0, 0.0])]
@@ -239,6 +241,7 @@ def test_flags_that_do_not_fit_together(tmp_path):
         assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.xla
 def test_learns_cartpole(tmp_path):
     result = dqn.train(Config(run_dir=str(tmp_path)))  # all of seeds 0 to 7 end above 230
     assert np.mean(episode_returns(result.policy, "CartPole-v1", 50, seed=0)) >= 150  # random: 22

@@ -21,6 +21,8 @@ import numpy as np
 import pytest
 from gymnasium.spaces import Box, Discrete
 
+pytestmark = pytest.mark.no_xla
+
 VECTOR = Box(-1.0, 1.0, (2,), np.float32)
 SMALL = Config(hidden_sizes=(3,), lstm_units=4, head_sizes=())
 GAMMA, SCALE = 0.9, 0.5
@@ -288,6 +290,7 @@ def test_a_time_limit_does_not_end_the_mdp(tmp_path):
     )  # 5/6 10 - 2/6
 
 
+@pytest.mark.xla
 def test_what_only_memory_can_solve(tmp_path):
     settings = {"env_id": RECALL, "total_timesteps": 12_000, "seed": 0}
     config = Config(run_dir=str(tmp_path / "drqn"), **settings)

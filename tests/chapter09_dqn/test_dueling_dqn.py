@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 from gymnasium.spaces import Box, Discrete
 
+pytestmark = pytest.mark.no_xla
+
 VECTOR = Box(-1.0, 1.0, (2,), np.float32)
 IMAGE = Box(0, 255, (4, 84, 84), np.uint8)
 
@@ -108,6 +110,7 @@ def test_acts_through_a_numpy_twin_as_dqn_does():
     np.testing.assert_allclose(twin(states), np.asarray(q_network(states)), atol=1e-6)
 
 
+@pytest.mark.xla
 def test_learns_values_that_are_known(tmp_path):
     """Only a time limit ends these episodes, and the state after it is another episode's first."""
     config = dueling_dqn.Config(

@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 from gymnasium.spaces import Box, Discrete
 
+pytestmark = pytest.mark.no_xla
+
 STEMS = ["dqn", "double_dqn", "dueling_dqn", "prioritized_dqn", "drqn", "rainbow"]
 every_script = pytest.mark.parametrize("stem", STEMS)
 

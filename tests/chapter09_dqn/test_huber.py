@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+pytestmark = pytest.mark.no_xla
+
 STEMS = ["dqn", "double_dqn", "dueling_dqn", "prioritized_dqn", "drqn"]
 scripts = pytest.mark.parametrize(
     "script", [importlib.import_module(f"chapter09_dqn.{stem}") for stem in STEMS], ids=STEMS

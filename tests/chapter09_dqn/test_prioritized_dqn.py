@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 from gymnasium.spaces import Box, Discrete
 
+pytestmark = pytest.mark.no_xla
+
 VECTOR = Box(-1.0, 1.0, (2,), np.float32)
 Q_WEIGHTS = [np.array([[1.0, 2.0, 0.0], [0.0, 1.0, -1.0]]), np.array([0.5, 0.0, 1.0])]
 TARGET_WEIGHTS = [np.array([[3.0, 0.0, 1.0], [1.0, 1.0, 2.0]]), np.array([0.0, 1.0, 0.0])]
@@ -149,6 +151,7 @@ def test_without_weight_nothing_is_learned(tmp_path, monkeypatch):
     assert (~np.isnan(read_metrics(tmp_path)["train/loss"])).sum() >= 10
 
 
+@pytest.mark.xla
 @pytest.mark.parametrize(
     ("env_id", "prioritization"), [("Onward-v0", "proportional"), ("Chain-v0", "rank")]
 )

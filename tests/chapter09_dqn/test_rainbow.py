@@ -28,6 +28,8 @@ from gymnasium.spaces import Box, Discrete
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+pytestmark = pytest.mark.no_xla
+
 VECTOR = Box(-1.0, 1.0, (2,), np.float32)
 
 # --- The projection ---------------------------------------------------------------------------
@@ -537,6 +539,7 @@ def test_without_weight_nothing_is_learned(calls, tmp_path, monkeypatch):
             np.testing.assert_array_equal(weights, same)
 
 
+@pytest.mark.xla
 def test_learns_values_that_are_known(tmp_path, calls):
     """All six together, over a time limit that cuts stretches of three steps short."""
     config = Config(

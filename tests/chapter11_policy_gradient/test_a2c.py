@@ -22,6 +22,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from policy_gradients import Watched
 
+pytestmark = pytest.mark.no_xla
+
 STATES = Box(-1.0, 1.0, (3,), np.float32)
 KINDS = {"discrete": Discrete(4), "box": Box(-2.0, 2.0, (2,), np.float32)}
 GAMMA, LAMBDA = 0.9, 0.8
@@ -300,6 +302,7 @@ def test_what_does_not_differ_is_the_same_as_in_ppo():
         assert inspect.getsource(ours) == inspect.getsource(theirs)
 
 
+@pytest.mark.xla
 def test_learns_cartpole(tmp_path):
     result = a2c.train(Config(total_timesteps=100_000, run_dir=str(tmp_path)))
     assert np.mean(episode_returns(result.policy, "CartPole-v1", 50, seed=0)) >= 100  # random: 22

@@ -18,6 +18,8 @@ import pytest
 from gymnasium.spaces import Box, Discrete
 from policy_gradients import Watched
 
+pytestmark = pytest.mark.no_xla
+
 STATES = Box(-1.0, 1.0, (3,), np.float32)
 KINDS = {"discrete": Discrete(4), "box": Box(-2.0, 2.0, (2,), np.float32)}
 
@@ -176,6 +178,7 @@ def test_what_does_not_differ_is_the_same_as_in_ppo():
         assert inspect.getsource(ours) == inspect.getsource(theirs)
 
 
+@pytest.mark.xla
 def test_learns_cartpole(tmp_path):
     result = actor_critic.train(Config(total_timesteps=120_000, run_dir=str(tmp_path)))
     assert np.mean(episode_returns(result.policy, "CartPole-v1", 50, seed=0)) >= 100  # random: 22

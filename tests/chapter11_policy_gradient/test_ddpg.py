@@ -23,6 +23,8 @@ import pytest
 from continuous_control import assert_weights, network, numeric_gradient, q_value, towers
 from gymnasium.spaces import Box
 
+pytestmark = pytest.mark.no_xla
+
 STATES, B, A = Box(-1.0, 1.0, (3,), np.float32), 7, 2
 CONFIG = Config(gamma=0.9, polyak=0.2)
 ACTOR_RATE, CRITIC_RATE = 0.3, 0.2
@@ -174,6 +176,7 @@ REGULATOR = QUICK | {
 }
 
 
+@pytest.mark.xla
 def test_finds_the_gain_of_a_linear_quadratic_regulator(tmp_path):
     settings = REGULATOR | {"polyak": 0.05, "learning_rate": 5e-4, "batch_size": 256}
     settings |= {"total_timesteps": 20_000, "noise_std": 0.5, "run_dir": str(tmp_path)}
@@ -228,6 +231,7 @@ def test_bad_flags_are_refused(tmp_path, changes, message):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.xla
 def test_swings_a_pendulum_up(tmp_path):
     config = Config(
         total_timesteps=5_000,

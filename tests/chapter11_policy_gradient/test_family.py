@@ -14,6 +14,8 @@ import pytest
 from gymnasium.spaces import Box, Discrete
 from policy_gradients import Watched
 
+pytestmark = pytest.mark.no_xla
+
 REINFORCE = ["reinforce", "reinforce_reward_to_go", "reinforce_baseline"]
 ON_POLICY = [*REINFORCE, "actor_critic", "a2c"]
 OFF_POLICY = ["ddpg", "td3", "sac"]

@@ -24,6 +24,8 @@ import pytest
 import tensorflow as tf
 from gymnasium.spaces import Box, Discrete
 
+pytestmark = pytest.mark.no_xla
+
 STATES = Box(-1.0, 1.0, (3,), np.float32)
 KINDS = {"discrete": Discrete(4), "box": Box(-2.0, 2.0, (2,), np.float32)}
 
@@ -331,11 +333,13 @@ def test_atari_rewards_are_clipped_for_the_learner_only(tmp_path, monkeypatch):
 # --- Learning ---------------------------------------------------------------------------------
 
 
+@pytest.mark.xla
 def test_learns_cartpole(tmp_path):
     result = ppo_clip.train(Config(total_timesteps=50_000, run_dir=str(tmp_path)))
     assert np.mean(episode_returns(result.policy, "CartPole-v1", 50, seed=0)) >= 200  # random: 22
 
 
+@pytest.mark.xla
 def test_improves_on_pendulum(tmp_path):
     config = Config(
         env_id="Pendulum-v1",

@@ -8,6 +8,8 @@ import keras
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.no_xla
+
 
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory):

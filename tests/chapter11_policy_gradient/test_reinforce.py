@@ -17,6 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from policy_gradients import ALL, Watched
 
+pytestmark = pytest.mark.no_xla
+
 STATES = Box(-1.0, 1.0, (3,), np.float32)
 KINDS = {"discrete": Discrete(4), "box": Box(-2.0, 2.0, (2,), np.float32)}
 
@@ -220,6 +222,7 @@ def test_what_does_not_differ_is_the_same_as_in_ppo():
         assert inspect.getsource(ours) == inspect.getsource(theirs)
 
 
+@pytest.mark.xla
 def test_learns_to_balance_for_a_while(tmp_path):
     result = reinforce.train(Config(total_timesteps=60_000, run_dir=str(tmp_path)))
     assert np.mean(episode_returns(result.policy, "CartPole-v1", 50, seed=0)) >= 60  # random: 22

@@ -22,6 +22,8 @@ import pytest
 from gymnasium.spaces import Box, Discrete
 from policy_gradients import ALL, Watched
 
+pytestmark = pytest.mark.no_xla
+
 STATES = Box(-1.0, 1.0, (3,), np.float32)
 KINDS = {"discrete": Discrete(4), "box": Box(-2.0, 2.0, (2,), np.float32)}
 
@@ -163,6 +165,7 @@ def test_the_baseline_is_the_expected_reward_to_go(tmp_path):
     assert (tmp_path / "gradient_variance.png").stat().st_size > 10_000
 
 
+@pytest.mark.xla
 def test_learns_cartpole_with_less_and_less_noise(tmp_path):
     result = script.train(Config(total_timesteps=100_000, run_dir=str(tmp_path)))
     assert np.mean(episode_returns(result.policy, "CartPole-v1", 50, seed=0)) >= 100  # random: 22

@@ -20,6 +20,8 @@ import pytest
 from gymnasium.spaces import Box, Discrete
 from policy_gradients import ALL, Watched
 
+pytestmark = pytest.mark.no_xla
+
 STATES = Box(-1.0, 1.0, (3,), np.float32)
 KINDS = {"discrete": Discrete(4), "box": Box(-2.0, 2.0, (2,), np.float32)}
 
@@ -118,6 +120,7 @@ def test_what_does_not_differ_is_the_same_as_in_its_neighbours():
             assert inspect.getsource(ours) == inspect.getsource(theirs)
 
 
+@pytest.mark.xla
 def test_learns_cartpole(tmp_path):
     result = script.train(Config(total_timesteps=80_000, run_dir=str(tmp_path)))
     assert np.mean(episode_returns(result.policy, "CartPole-v1", 50, seed=0)) >= 100  # random: 22

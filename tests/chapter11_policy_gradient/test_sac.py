@@ -28,6 +28,8 @@ from continuous_control import HIGH, LOW, assert_weights, network, numeric_gradi
 from continuous_control import q_value as q_of
 from gymnasium.spaces import Box
 
+pytestmark = pytest.mark.no_xla
+
 tfb, tfd = tfp.bijectors, tfp.distributions
 STATES, B, A = Box(-1.0, 1.0, (3,), np.float32), 7, 2
 SPACE = Box(LOW.astype(np.float32), HIGH.astype(np.float32))  # bounds that are not symmetric
@@ -325,6 +327,7 @@ def test_a_learned_temperature_brings_the_entropy_that_was_asked_for(tmp_path):
     assert (np.diff(temperature)[-20:] < 0.0).all()
 
 
+@pytest.mark.xla
 def test_finds_the_gain_of_a_linear_quadratic_regulator(tmp_path):
     settings = QUICK | {
         "env_id": "continuous_control:Regulator-v0",
@@ -367,6 +370,7 @@ def test_bad_flags_are_refused(tmp_path, changes, message):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.xla
 def test_swings_a_pendulum_up(tmp_path):
     config = Config(
         total_timesteps=5_000,

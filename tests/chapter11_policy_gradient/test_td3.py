@@ -16,6 +16,8 @@ import pytest
 from continuous_control import assert_weights, network, numeric_gradient, q_value, towers
 from gymnasium.spaces import Box
 
+pytestmark = pytest.mark.no_xla
+
 STATES, B, A = Box(-1.0, 1.0, (3,), np.float32), 7, 2
 ACTOR_RATE, CRITIC_RATE, ROUNDS, D = 0.3, 0.2, 2, 3
 # Noise as wide as this is often cut, by c and by the bounds of the actions.
@@ -226,6 +228,7 @@ def test_a_time_limit_does_not_end_the_mdp(tmp_path):
     assert q_values[-1] == pytest.approx(continuous_control.VALUE, abs=0.1)  # 10, not 7.4
 
 
+@pytest.mark.xla
 def test_finds_the_gain_of_a_linear_quadratic_regulator(tmp_path):
     settings = QUICK | {
         "total_timesteps": 10_000,
@@ -251,7 +254,7 @@ def test_finds_the_gain_of_a_linear_quadratic_regulator(tmp_path):
 def test_resuming_is_exact(tmp_path):
     # 160 and 320 updates were due at the checkpoints, of which 1 and 2 wait for a round of three.
     settings = QUICK | {"total_timesteps": 480, "checkpoint_every": 160, "policy_delay": 3}
-    settings["hidden_sizes"] = (128, 128)  # a plain graph; tests/test_resume.py goes through XLA
+    settings["hidden_sizes"] = (128, 128)  # four updates side by side; tests/test_resume.py: a loop
     config = Config(env_id="Pendulum-v1", noise="ou", **settings)
     files = continuous_control.assert_resumes_exactly(td3, config, tmp_path)
     assert {
@@ -279,6 +282,7 @@ def test_bad_flags_are_refused(tmp_path, changes, message):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.xla
 def test_swings_a_pendulum_up(tmp_path):
     config = Config(
         total_timesteps=6_000,

@@ -319,6 +319,25 @@ def test_a_mistake_in_the_function_is_the_users_to_see(xla):
         function(np.zeros(3))
 
 
+def test_without_xla_by_the_environment(monkeypatch, capfd):
+    """Printing from inside is a reason to want it: XLA has no operation for that."""
+
+    def printing():
+        @compiled
+        def double(x):
+            tf.print("x is", x)
+            return 2.0 * x
+
+        return double(np.float32([1.0, 3.0]))
+
+    monkeypatch.delenv("NO_XLA", raising=False)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="XLA"):
+        printing()
+    monkeypatch.setenv("NO_XLA", "1")
+    np.testing.assert_array_equal(printing(), [2.0, 6.0])
+    assert "x is [1 3]" in capfd.readouterr().err
+
+
 def test_name_and_docstring_stay():
     @compiled(xla=False)
     def train_step(x):
