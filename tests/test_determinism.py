@@ -53,6 +53,7 @@ SMALL_PPO = {
 
 
 # Prioritized DQN and Rainbow are compared between processes in tests/test_resume.py.
+@pytest.mark.no_xla
 @pytest.mark.parametrize(
     ("script", "settings"),
     [
