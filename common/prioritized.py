@@ -20,6 +20,7 @@ import numpy as np
 
 KINDS = ("proportional", "rank")
 SMALLEST = 1e-6  # added to |δ|, so that no transition is lost for ever
+MOST_WAITING = 1000  # changes of the tree that may wait until its sums are added up
 SORT_AFTER = 0.25  # part of the ranks that may be out of date before all are sorted again
 
 
@@ -33,9 +34,9 @@ class SumTree:
     def __init__(self, size: int) -> None:
         """Makes a tree with `size` leaves of weight 0."""
         self.size = size
-        depth = max(size - 1, 1).bit_length()
+        depth = (size - 1).bit_length()
         self.levels = [np.zeros(2**k) for k in reversed(range(depth + 1))]  # leaves to root
-        self._changed: list[np.ndarray] = []  # leaves whose changes the nodes do not know yet
+        self._changed: list[np.ndarray] = []  # leaves, by call, that the nodes do not know yet
 
     @property
     def leaves(self) -> np.ndarray:
@@ -57,25 +58,31 @@ class SumTree:
         """
         self.levels[0][index] = weight
         self._changed.append(np.array(index))
+        if len(self._changed) == MOST_WAITING:
+            self._add_up()
 
     def fill(self, weight: np.ndarray) -> None:
         """Gives all leaves new weights, [size]."""
         self.leaves[:] = weight
-        self._changed = [np.arange(self.size)]
+        self._add_up_all()
 
     def _add_up(self) -> None:
         """Brings the nodes above changed leaves up to date."""
         if not self._changed:
             return
         node = np.concatenate(self._changed)
+        if len(node) * len(self.levels) > self.size:  # so many that all is less work
+            self._add_up_all()
+            return
         self._changed = []
-        every = len(node) * len(self.levels) > self.size  # so many that it is less to add up all
         for below, level in zip(self.levels, self.levels[1:], strict=False):
-            if every:
-                np.add(below[0::2], below[1::2], out=level)
-            else:
-                node //= 2
-                level[node] = below[2 * node] + below[2 * node + 1]
+            node //= 2
+            level[node] = below[2 * node] + below[2 * node + 1]
+
+    def _add_up_all(self) -> None:
+        self._changed = []
+        for below, level in zip(self.levels, self.levels[1:], strict=False):
+            np.add(below[0::2], below[1::2], out=level)
 
     def find(self, point: np.ndarray) -> np.ndarray:
         """The leaves at the given points of the running sum, [...], 0 <= point < `total`.
@@ -83,7 +90,7 @@ class SumTree:
         A leaf of weight 0 is never found.
         """
         self._add_up()
-        rest = point.flatten()  # a copy: what is left of each point, seen from its node
+        rest = point.astype(np.float64).reshape(-1)  # a copy: each point, seen from its node
         node = np.zeros(len(rest), np.int64)
         for below in self.levels[-2::-1]:
             node *= 2

@@ -13,11 +13,13 @@ sys.path.append(str(ROOT / "tests"))  # for odd_environments, here as in the sta
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item):
-    """Tests marked `no_xla` run without XLA, and so do the processes that they start."""
+    """Tests marked `no_xla`, and not `xla`, run without XLA; so do the processes they start."""
     without = item.get_closest_marker("no_xla") and not item.get_closest_marker("xla")
     with pytest.MonkeyPatch.context() as patch:
         if without:
             patch.setenv("NO_XLA", "1")
+        else:
+            patch.delenv("NO_XLA", raising=False)
         return (yield)
 
 

@@ -55,14 +55,15 @@ class Forked:
 
 
 def start(script, *args, cwd, env=None, kill_at=None):
-    """Starts a script by its key in SCRIPTS; the caller waits for it or kills it.
+    """Starts a script by its key in SCRIPTS or its path; the caller waits for it or kills it.
 
     With `kill_at`, SIGKILL comes at this call of `run.log`, or for 0 after the last step.
     """
-    name = f"{script}-{next(_numbers)}"
+    name = f"{Path(script).stem}-{next(_numbers)}"
     output = [Path(cwd) / f"{name}.{stream}" for stream in ("out", "err")]
     env = {"NO_XLA": os.environ.get("NO_XLA", ""), **(env or {})}  # the server's is an older one
-    arguments = (str(ROOT / SCRIPTS[script]), [*map(str, args)], cwd, env, kill_at, output)
+    path = str(ROOT / SCRIPTS.get(script, script))
+    arguments = (path, [*map(str, args)], cwd, env, kill_at, output)
     process = _server.Process(target=_run_script, args=arguments, name=name)
     with _one_asks:
         process.start()

@@ -58,7 +58,7 @@ SMALL_PPO = {
     ("script", "settings"),
     [
         ("dqn", SMALL_DQN),
-        ("double_dqn", SMALL_DQN),
+        pytest.param("double_dqn", SMALL_DQN, marks=pytest.mark.xla),
         ("dueling_dqn", SMALL_DQN),
         ("ppo", SMALL_PPO),
     ],

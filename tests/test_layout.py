@@ -258,3 +258,15 @@ def test_nothing_loads_code_from_files_and_nothing_predicts_slowly(path):
 def test_readme_tables_are_in_step_with_the_docstrings():
     for path, (text, expected) in catalog.updated_readmes().items():
         assert text == expected, f"{name(path)}: run `python -m common.catalog --update`"
+
+
+@each_script
+def test_a_script_whose_tests_do_without_xla_learns_with_it(path):
+    tests = tree(ROOT / "tests" / path.parent.name / f"test_{path.stem}.py")
+    if "pytestmark = pytest.mark.no_xla" in map(ast.unparse, tests.body):
+        learning = re.compile("test_(learns|finds|swings|improves|what_only_memory)")
+        assert any(
+            learning.match(test.name) and "pytest.mark.xla" in map(ast.unparse, test.decorator_list)
+            for test in tests.body
+            if isinstance(test, ast.FunctionDef)
+        )

@@ -144,11 +144,11 @@ def test_ppo_with_box_actions(uninterrupted, tmp_path):
     ("script", "args", "at"),
     [
         ("reinforce", REINFORCE, 1700),
-        ("reinforce_baseline", REINFORCE_PENDULUM, 1700),
+        pytest.param("reinforce_baseline", REINFORCE_PENDULUM, 1700, marks=pytest.mark.xla),
         ("actor_critic", ACTOR_CRITIC, 900),
         ("a2c", A2C, 900),
         ("ddpg", DDPG, 500),
-        ("td3", TD3, 500),
+        pytest.param("td3", TD3, 500, marks=pytest.mark.xla),
         ("sac", SAC, 500),
     ],
 )
@@ -192,7 +192,12 @@ def test_dqn_on_an_atari_game_with_its_frame_buffer(uninterrupted, tmp_path):
 
 @pytest.mark.parametrize(
     ("script", "args"),
-    [("prioritized_dqn", [*PRIORITIZED, "--prioritization", "rank"]), ("rainbow", RAINBOW)],
+    [
+        pytest.param(
+            "prioritized_dqn", [*PRIORITIZED, "--prioritization", "rank"], marks=pytest.mark.xla
+        ),
+        ("rainbow", RAINBOW),
+    ],
 )
 def test_priorities_and_noise_survive_a_kill(script, args, tmp_path):
     whole, run_dir = tmp_path / "whole", tmp_path / "run"

@@ -254,7 +254,7 @@ def test_finds_the_gain_of_a_linear_quadratic_regulator(tmp_path):
 def test_resuming_is_exact(tmp_path):
     # Where it goes on, after 320 steps, 44 updates were due, of which 2 wait for a round of three.
     settings = QUICK | {"total_timesteps": 480, "checkpoint_every": 160, "gradient_steps": 4}
-    settings |= {"policy_delay": 3, "hidden_sizes": (128, 128)}  # rounds stand side by side
+    settings |= {"policy_delay": 3, "hidden_sizes": (128, 128)}  # rounds side by side
     config = Config(env_id="Pendulum-v1", noise="ou", **settings)
     files = continuous_control.assert_resumes_exactly(td3, config, tmp_path)
     assert {

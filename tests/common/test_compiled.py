@@ -1,10 +1,12 @@
 """`compiled`: what crosses into TensorFlow and back arrives unharmed, with and without XLA."""
 
+import os
 from typing import NamedTuple
 
 from common.acting import forward
 from common.compiled import compiled, in_large_batches, mean_over, use_threads_for
 from common.networks import body
+from tests import forked
 
 import keras
 import numpy as np
@@ -330,12 +332,28 @@ def test_without_xla_by_the_environment(monkeypatch, capfd):
 
         return double(np.float32([1.0, 3.0]))
 
-    monkeypatch.delenv("NO_XLA", raising=False)
-    with pytest.raises(tf.errors.InvalidArgumentError, match="XLA"):
-        printing()
+    for value in ("", "0"):
+        monkeypatch.setenv("NO_XLA", value)
+        with pytest.raises(tf.errors.InvalidArgumentError, match="XLA"):
+            printing()
     monkeypatch.setenv("NO_XLA", "1")
     np.testing.assert_array_equal(printing(), [2.0, 6.0])
     assert "x is [1 3]" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "without",
+    [
+        False,
+        pytest.param(True, marks=pytest.mark.no_xla),
+        pytest.param(False, marks=[pytest.mark.no_xla, pytest.mark.xla]),
+    ],
+)
+def test_marks_say_which_tests_do_without_xla(without, tmp_path):
+    assert os.environ.get("NO_XLA") == ("1" if without else None)
+    script = tmp_path / "script.py"
+    script.write_text("import os\nprint(os.environ['NO_XLA'])\n")
+    assert forked.run_to_end(script, cwd=tmp_path) == ("1\n" if without else "\n")
 
 
 def test_name_and_docstring_stay():

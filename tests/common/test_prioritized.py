@@ -3,7 +3,7 @@
 from common import checkpoint
 from common.environments import make_envs
 from common.errors import UserError
-from common.prioritized import KINDS, SMALLEST, PrioritizedReplay, SumTree
+from common.prioritized import KINDS, MOST_WAITING, SMALLEST, PrioritizedReplay, SumTree
 from common.replay import FrameReplayBuffer, make_replay
 from tests.common.test_nstep import feed
 from tests.common.test_replay import breakout, limit, play
@@ -15,8 +15,10 @@ from hypothesis import strategies as st
 
 # --- The sum tree -----------------------------------------------------------------------------
 
-# One level, a full one, two levels, three, four.
-SIZES = st.one_of(st.sampled_from([1, 2, 63, 64, 65, 4096, 4097, 270_000]), st.integers(1, 6000))
+# Powers of two, one less and one more, among them.
+SIZES = st.one_of(
+    st.sampled_from([1, 2, 3, 4, 5, 63, 64, 65, 4096, 4097, 270_000]), st.integers(1, 6000)
+)
 
 
 def whole_weights(size, seed, share):
@@ -27,8 +29,8 @@ def whole_weights(size, seed, share):
     return weights.astype(np.float64), rng
 
 
-def both_ways(tree, points):
-    """All points in one call, and each alone: different algorithms where the tree is large."""
+def together_and_alone(tree, points):
+    """The leaves of all points in one call, which are those of each point alone."""
     alone = [int(tree.find(np.array([point]))[0]) for point in points[:60]]
     together = tree.find(points)
     np.testing.assert_array_equal(together[:60], alone)
@@ -46,40 +48,72 @@ def test_find_is_a_search_in_the_running_sum(size, seed, share):
     tree.fill(weights)
     running = np.cumsum(weights)
     assert tree.total == running[-1]
-    inside = rng.integers(0, 8 * running[-1], 2 * size // 64 + 50) / 8
+    inside = rng.integers(0, 8 * running[-1], size // 32 + 50) / 8
     borders = rng.choice(np.append(0.0, running[running < running[-1]]), 20)  # 0: the first leaf
     ends = np.array([0.0, np.nextafter(running[-1], 0.0)])
     points = np.concatenate([ends, borders, inside])
-    found = both_ways(tree, points)
+    found = together_and_alone(tree, points)
     np.testing.assert_array_equal(found, np.searchsorted(running, points, side="right"))
     assert (weights[found] > 0).all()
-    # At or past the end, where rounding may put a point: the last leaf that has a weight.
-    past = both_ways(tree, np.array([running[-1], running[-1] * 1.001]))
+    # At or past the end, where rounding may put a point: the last leaf that has a weight, as far as
+    # sums are exact.
+    past = together_and_alone(tree, np.array([running[-1], running[-1] * 1.001]))
     assert (past == np.flatnonzero(weights)[-1]).all()
     assert tree.find(points[:6].reshape(2, 3)).shape == (2, 3)
 
 
 @settings(deadline=None, max_examples=60)
 @given(SIZES, st.integers(0, 2**32 - 1), st.lists(st.integers(1, 150), min_size=1, max_size=6))
-@example(270_000, 3, [1, 5000, 2])
+@example(270_000, 3, [1, 20_000, 2])
 @example(4096, 3, [64, 65, 1])
 def test_set_keeps_every_sum_right_and_the_last_of_equal_indices_counts(size, seed, counts):
     weights, rng = whole_weights(size, seed, 0.3)
     tree = SumTree(size)
     tree.fill(weights)
     for count in counts:  # few and many leaves at once
+        if rng.random() < 0.5:
+            assert_adds_up(tree)
         index = rng.integers(0, min(size, 3 * count), count)  # equal ones among them
         new = rng.integers(0, 6, count).astype(np.float64)
         tree.set(index, new)
         for leaf, weight in zip(index, new, strict=True):
             weights[leaf] = weight
+        index[:] = 0  # the caller's array
+    assert_adds_up(tree)
     np.testing.assert_array_equal(tree.leaves, weights)
     running = np.cumsum(weights)
     assert tree.total == running[-1]
     if running[-1] > 0:
         points = rng.integers(0, 8 * running[-1], 30) / 8
-        found = both_ways(tree, points)
+        found = together_and_alone(tree, points)
         np.testing.assert_array_equal(found, np.searchsorted(running, points, side="right"))
+
+
+def assert_adds_up(tree):
+    """Whoever asks finds the sums of all changes so far, once."""
+    assert tree.total == tree.leaves.sum()
+    for below, level in zip(tree.levels, tree.levels[1:], strict=False):
+        np.testing.assert_array_equal(level, below[0::2] + below[1::2])
+    assert tree._changed == []
+
+
+def test_a_change_counts_in_the_next_search():
+    tree = SumTree(2000)
+    tree.fill(np.ones(2000))
+    tree.set(np.array([3]), np.array([0.0]))
+    np.testing.assert_array_equal(tree.find(np.array([2.0, 3.0])), [2, 4])
+
+
+def test_few_changes_wait_and_those_beside_them_stay():
+    tree = SumTree(2**14)
+    for leaf in range(5000):
+        tree.set(np.array([leaf]), np.array([1.0]))
+        assert len(tree._changed) < MOST_WAITING
+    assert_adds_up(tree)
+    tree.levels[1][-1] = 7.0  # far from the next change, which does not walk there
+    tree.set(np.array([0]), np.array([2.0]))
+    assert tree.total == 5001.0
+    assert tree.levels[1][-1] == 7.0
 
 
 @settings(deadline=None, max_examples=60)
