@@ -180,9 +180,9 @@ class _Variant:
 
         signature = [tf.TensorSpec(self._buffer.shape, tf.int32)]
         signature += [tf.TensorSpec(flat[i].shape, tf.uint8) for i in self._apart]
+        xla = xla and os.environ.get("NO_XLA", "0") in ("", "0")
         # Without AutoGraph, which would take a second or two to translate the source of all that
         # is called here, down into Keras and TensorFlow Probability.
-        xla = xla and os.environ.get("NO_XLA", "0") in ("", "0")
         graph = tf.function(call, input_signature=signature, jit_compile=xla, autograph=False)
         concrete = graph.get_concrete_function()
         # Calling the concrete function itself takes 60 us more, in which TensorFlow matches Python

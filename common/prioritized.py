@@ -11,6 +11,7 @@ The book's chapter 9, "DQN with prioritized experience replay". Both kinds of pr
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 
 from common.checkpoint import get_state, set_state
 from common.errors import UserError
@@ -75,13 +76,13 @@ class SumTree:
             self._add_up_all()
             return
         self._changed = []
-        for below, level in zip(self.levels, self.levels[1:], strict=False):
+        for below, level in pairwise(self.levels):
             node //= 2
             level[node] = below[2 * node] + below[2 * node + 1]
 
     def _add_up_all(self) -> None:
         self._changed = []
-        for below, level in zip(self.levels, self.levels[1:], strict=False):
+        for below, level in pairwise(self.levels):
             np.add(below[0::2], below[1::2], out=level)
 
     def find(self, point: np.ndarray) -> np.ndarray:
